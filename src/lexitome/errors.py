@@ -1,0 +1,18 @@
+"""The one error a user is meant to read: which file, what is wrong with it, what to do next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Input that cannot be used as it is.
+
+    Printed as one line, ``PATH: CAUSE. REMEDY``; the command line turns it into exit code 2.
+    """
+
+    def __init__(self, path: str | Path, cause: str, remedy: str) -> None:
+        self.path = str(path)
+        self.cause = cause.rstrip(".")
+        self.remedy = remedy
+        super().__init__(" ".join(f"{self.path}: {self.cause}. {self.remedy}".split()))
