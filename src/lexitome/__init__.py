@@ -1,0 +1,1 @@
+"""Lexitome: say what to find, get the mask."""
