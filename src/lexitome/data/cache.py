@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lexitome import io
-from lexitome.data.folder import EXTRA_SHIFT, Case, Dataset
+from lexitome.data.cases import read_case
+from lexitome.data.folder import Dataset
 from lexitome.data.intensity import choose_view, to_pictures
 
 SLICE_STEP = {"hippocampus_msd_mr3d": 3, "la_atrium_mr3d": 2, "openkbp_hn_ct3d": 2}
@@ -55,21 +55,12 @@ def open_cache(dataset: Dataset, folder: Path, side: int) -> CachedDataset:
     return CachedDataset(dataset, images, codes, rows)
 
 
-def read_case(dataset: Dataset, case: Case) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """((slice, row, column, 3) pictures, (slice, row, column) codes) of one case, at its own resolution."""
-    volume = io.read(case.image)
-    pictures = to_pictures(volume, dataset.window)
-    codes = np.zeros(volume.grid, dtype=np.uint8)
-    for path, shift in ((case.mask, 1), (case.extra_mask, EXTRA_SHIFT)):
-        if path is not None:
-            codes += io.read(path).array[0].astype(np.uint8) * np.uint8(shift)
-    return pictures, np.ascontiguousarray(choose_view(volume).apply(codes))
-
-
 def _build(dataset: Dataset, place: Path, side: int) -> None:
     images, codes, rows = [], [], []
     for case in dataset.cases:
-        pictures, masks = read_case(dataset, case)
+        volume, reference = read_case(case)
+        pictures = to_pictures(volume, dataset.window)
+        masks = np.ascontiguousarray(choose_view(volume).apply(reference))
         step = SLICE_STEP.get(dataset.name, 1)
         for index in range(0, len(pictures), step):
             images.append(np.asarray(Image.fromarray(pictures[index]).resize((side, side), Image.Resampling.BILINEAR)))

@@ -67,7 +67,11 @@ class Dataset:
     anatomy: str
     dims: int
     licence: str
+    source: str
     window: tuple[float, float] | None
+    """CT window (HU) still to be applied to the stored values."""
+    applied_window: tuple[float, float] | None
+    """CT window (HU) that was applied before the pictures were stored as 8 bit."""
     targets: tuple[Target, ...]
     cases: tuple[Case, ...]
 
@@ -98,7 +102,8 @@ def load_dataset(root: Path, *, seed: int = 0, external: bool = False) -> Datase
     return Dataset(
         name=root.name, root=root, title=meta.get("title", root.name), modality=meta["modality"],
         family=_family(meta["modality"]), anatomy=meta.get("anatomy", ""), dims=int(meta.get("dims", 2)),
-        licence=meta.get("license", "unstated"), window=_window(meta.get("window")),
+        licence=meta.get("license", "unstated"), source=meta.get("original_source", ""),
+        window=_window(meta.get("window")), applied_window=_applied_window(meta.get("window")),
         targets=tuple(_targets(meta)), cases=tuple(cases),
     )  # fmt: skip
 
@@ -175,6 +180,12 @@ def _window(entry: object) -> tuple[float, float] | None:
     if not isinstance(entry, dict):
         return None
     return entry["center"] - entry["width"] / 2, entry["center"] + entry["width"] / 2
+
+
+def _applied_window(entry: object) -> tuple[float, float] | None:
+    """From a text such as "HU -125..275, then min-max to 8 bit"."""
+    match = re.search(r"HU (-?\d+)\.\.(-?\d+)", entry) if isinstance(entry, str) else None
+    return (float(match[1]), float(match[2])) if match else None
 
 
 def _unit(dataset: str, stem: str) -> str:

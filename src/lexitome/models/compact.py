@@ -58,8 +58,8 @@ def positions(height: int, width: int, dim: int, device: torch.device | None = N
     """(dim, height, width) sine-cosine code of the relative position (0 to 1), the same at every resolution."""
     quarter = dim // 4
     frequencies = math.pi * 2.0 ** torch.linspace(0, 5, quarter, device=device)
-    rows = (torch.arange(height, device=device) + 0.5) / height
-    columns = (torch.arange(width, device=device) + 0.5) / width
+    rows = (torch.arange(height, device=device, dtype=torch.float32) + 0.5) / height
+    columns = (torch.arange(width, device=device, dtype=torch.float32) + 0.5) / width
     y = (rows[None] * frequencies[:, None])[:, :, None].expand(-1, -1, width)
     x = (columns[None] * frequencies[:, None])[:, None, :].expand(-1, height, -1)
     return torch.cat([y.sin(), y.cos(), x.sin(), x.cos()])
@@ -210,7 +210,7 @@ class PromptDecoder(nn.Module):
         place = positions(height, width, tokens.shape[1], tokens.device).flatten(1).T
         image = add_to_queries(self.place_prompt(spatial), tokens).flatten(2).transpose(1, 2)
         words = self.text(text)
-        prompt = torch.cat([self.queries.expand(len(text), -1, -1), words[:, None]], 1)
+        prompt = torch.cat([self.queries.expand(text.shape[0], -1, -1), words[:, None]], 1)
         for block in self.blocks:
             prompt, image = block(prompt, image, place)
         prompt = self.norm(prompt)

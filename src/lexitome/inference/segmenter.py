@@ -1,0 +1,218 @@
+"""Volume and queries to `Segmentation`, in two pure steps: `encode` once for an image, `decode` for its queries.
+
+The compact model sees square pictures, one for each slice. Its two ONNX graphs are run by ONNX Runtime; nothing here
+needs torch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lexitome.data.intensity import View, Window, choose_view, is_hounsfield, to_pictures
+from lexitome.data.prompt_maps import STRIDE
+from lexitome.inference.consistency import drop_specks, smooth_slices
+from lexitome.inference.prompting import Understood, spatial_maps, understand
+from lexitome.models.catalog import CATALOG, ModelCard
+from lexitome.prompts import Query
+from lexitome.segmentation import Finding, Segmentation
+from lexitome.text import TextEncoder
+from lexitome.volume import Volume
+
+HELD_SLICES = 8
+"""Up to this many slices keep their features (6 MB each) between `encode` and `decode`; longer volumes are encoded
+again while they are decoded, so that memory does not grow with the number of slices."""
+
+FEATURES = ("tokens", "skip8", "skip4", "skip2")
+Features = tuple[NDArray[np.float32], ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Encoded:
+    """An image made ready for any number of queries; a value, safe to cache and share.
+
+    ``features`` maps a CT window (None elsewhere) to the features of each slice, where they are held.
+    """
+
+    volume: Volume
+    view: View
+    features: dict[Window | None, tuple[Features, ...]]
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class SliceAnswer:
+    """One query over all slices: probability (slice, row, column) float32 and presence (slice,)."""
+
+    probability: NDArray[np.float32]
+    presence: NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Segmenter:
+    """A loaded model. Holds no image; threads may share it."""
+
+    card: ModelCard
+    encoder: object
+    decoder: object
+    text: TextEncoder
+    load_seconds: float
+    weights: str = field(default="")
+
+    @staticmethod
+    def load(model: str = "compact", *, threads: int | None = None) -> Segmenter:
+        """Load a model of the catalog.
+
+        Args:
+            threads: of ONNX Runtime; by default every core.
+        Raises:
+            KeyError: no such model; the message lists the names.
+            ValueError: the weights on disk are not the ones the card describes.
+        """
+        if model not in CATALOG:
+            raise KeyError(f"no model {model!r}; choose from {', '.join(CATALOG)}")
+        began = time.perf_counter()
+        card = CATALOG[model]
+        encoder, decoder = (card.files.joinpath(f"{part}.onnx").read_bytes() for part in ("encoder", "decoder"))
+        from lexitome.models.catalog import weights_hash
+
+        found = weights_hash(encoder, decoder)
+        if found != card.sha256:
+            raise ValueError(f"weights of {model!r} are damaged (SHA-256 {found[:12]}, expected {card.sha256[:12]}); "
+                             "reinstall the package")  # fmt: skip
+        sessions = (_session(encoder, threads), _session(decoder, threads))
+        return Segmenter(card, *sessions, TextEncoder.load(), time.perf_counter() - began, found)
+
+    def encode(self, volume: Volume) -> Encoded:
+        """Features of a volume, in the default window; other CT windows are added by `decode` when asked for."""
+        began = time.perf_counter()
+        view = choose_view(volume)
+        held = {}
+        if volume.grid[view.order[0]] <= HELD_SLICES:
+            window = self._windows(volume, None)
+            held[window] = tuple(self._encode_picture(p) for p in to_pictures(volume, window))
+        return Encoded(volume, view, held, time.perf_counter() - began)
+
+    def decode(self, encoded: Encoded, queries: Sequence[Query]) -> Segmentation:
+        """Answer each query with a mask on the grid of the volume.
+
+        Raises:
+            ValueError: a box or point lies outside the image.
+        """
+        began = time.perf_counter()
+        volume = encoded.volume
+        asked = [understand(query, self.card, volume.modality) for query in queries]
+        answers = self._answer_slices(encoded, asked)
+        findings = tuple(self._finding(encoded, u, a) for u, a in zip(asked, answers, strict=True))
+        return Segmentation(volume, findings, self._provenance(encoded, time.perf_counter() - began))
+
+    def probabilities(self, encoded: Encoded, queries: Sequence[Query]) -> list[SliceAnswer]:
+        """The network's answers before thresholds, slice by slice in the view's orientation; for evaluation."""
+        return self._answer_slices(encoded, [understand(q, self.card, encoded.volume.modality) for q in queries])
+
+    def _answer_slices(self, encoded: Encoded, asked: Sequence[Understood]) -> list[SliceAnswer]:
+        volume, view, side = encoded.volume, encoded.view, self.card.side
+        slices, height, width = (volume.grid[axis] for axis in view.order)
+        maps = [spatial_maps(u.query, view, volume, side) for u in asked]
+        vectors = self.text.embed([u.words for u in asked])
+        answers = [SliceAnswer(np.zeros((slices, height, width), np.float32), np.zeros(slices, np.float32)) for _ in asked]
+        by_window: dict[Window | None, list[int]] = {}
+        for i, u in enumerate(asked):
+            by_window.setdefault(self._windows(volume, u), []).append(i)
+        nowhere = np.zeros((3, side // STRIDE, side // STRIDE), np.float32)
+        for window, members in by_window.items():
+            for index, features in enumerate(self._features(encoded, window)):
+                here = [i for i in members if asked[i].words or index in maps[i]]
+                if not here:
+                    continue
+                spatial = np.stack([maps[i].get(index, nowhere) for i in here])
+                logits, presence = self._run(self.decoder, dict(zip(FEATURES, features, strict=True)) | {
+                    "text": vectors[here], "spatial": spatial})  # fmt: skip
+                for row, i in enumerate(here):
+                    answers[i].probability[index] = _resize(_sigmoid(logits[row]), height, width)
+                    answers[i].presence[index] = 1.0 if index in maps[i] else _sigmoid(presence[row])
+        return answers
+
+    def _finding(self, encoded: Encoded, understood: Understood, answer: SliceAnswer) -> Finding:
+        """Threshold, make slices consistent, and turn back to the grid of the volume."""
+        card, probability = self.card, answer.probability
+        threshold = understood.trained.threshold if understood.trained else card.default_threshold
+        top = np.sort(answer.presence)[::-1][: 1 + len(answer.presence) // 20]
+        presence = float(top.mean())  # of the twentieth of the slices that show it best
+        shown = answer.presence >= min(threshold, 0.5 * threshold if len(answer.presence) > 1 else threshold)
+        mask = smooth_slices(probability * shown[:, None, None]) >= 0.5 if presence >= threshold else probability > 2
+        if mask.shape[0] > 1:
+            mask = drop_specks(mask)
+        score = float(probability[mask].mean()) if mask.any() else 0.0
+        back = np.ascontiguousarray(encoded.view.undo(mask))
+        return Finding(understood.query.name, back, presence, score, understood.concept, understood.notes)
+
+    def _features(self, encoded: Encoded, window: Window | None) -> Iterator[Features]:
+        """Features of every slice in order, held or computed while they are needed."""
+        if window in encoded.features:
+            yield from encoded.features[window]
+            return
+        for picture in to_pictures(encoded.volume, window):
+            yield self._encode_picture(picture)
+
+    def _encode_picture(self, picture: NDArray[np.uint8]) -> Features:
+        """(H, W, 3) uint8 to the encoder's outputs."""
+        from PIL import Image
+
+        side = self.card.side
+        square = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR), np.float32)
+        return tuple(self._run(self.encoder, {"pictures": square.transpose(2, 0, 1)[None]}))
+
+    def _windows(self, volume: Volume, understood: Understood | None) -> Window | None:
+        """The CT window for a query: its concept's, else the default; None for everything that is not CT."""
+        from lexitome.data.intensity import SOFT_TISSUE
+
+        if not is_hounsfield(volume):
+            return None
+        if understood is None or understood.trained is None or understood.trained.window is None:
+            return SOFT_TISSUE
+        return understood.trained.window
+
+    @staticmethod
+    def _run(session: object, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+        outputs: list[NDArray[np.float32]] = session.run(None, inputs)  # type: ignore[attr-defined]
+        return outputs
+
+    def _provenance(self, encoded: Encoded, decode_seconds: float) -> dict[str, object]:
+        import onnxruntime
+
+        return {
+            "model": self.card.name,
+            "weights_sha256": self.weights,
+            "weights_licence": self.card.weights_licence,
+            "research_only": self.card.research_only,
+            "device": "cpu",
+            "onnxruntime": onnxruntime.__version__,
+            "seconds": {"load": self.load_seconds, "encode": encoded.seconds, "decode": decode_seconds},
+        }
+
+
+def _session(graph: bytes, threads: int | None) -> object:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or os.cpu_count() or 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -50, 50))), dtype=np.float32)
+
+
+def _resize(probability: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """(S, S) to (H, W), bilinear."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(probability).resize((width, height), Image.Resampling.BILINEAR))
