@@ -92,13 +92,13 @@ def to_pictures(volume: Volume, window: Window | None = None) -> NDArray[np.uint
         return np.stack([view.apply(channel) for channel in volume.array], axis=-1)
     if window is None and is_hounsfield(volume):
         window = SOFT_TISSUE
-    channels = [_stretch(channel, window) for channel in volume.array[:3]]
+    channels = _stretch(volume.array[:3], window)  # together, or colours would shift
     pictures = [view.apply(channel) for channel in channels]
     return np.stack(pictures if len(pictures) == 3 else pictures[:1] * 3, axis=-1).astype(np.uint8)
 
 
 def _stretch(values: NDArray[np.generic], window: Window | None) -> NDArray[np.uint8]:
-    """(Z, Y, X) of any dtype to uint8; 8-bit values without a window stay as they are."""
+    """Values of any shape and dtype to uint8; 8-bit values without a window stay as they are."""
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
     if window is None and values.dtype == np.uint8:

@@ -105,7 +105,8 @@ def _corners(box: Box, view: View, volume: Volume) -> tuple[list[float], list[fl
     """First and last corner of a box in (slice, row, column)."""
     z0 = 0.0 if box.z0 is None else box.z0
     z1 = volume.grid[0] - 1.0 if box.z1 is None else box.z1
-    _inside(volume, (box.x0, box.y0, z0), box)
+    for corner in ((box.x0, box.y0, z0), (box.x1, box.y1, z1)):
+        _inside(volume, corner, box)
     one, other = (to_picture_axes(view, volume, c) for c in ((box.x0, box.y0, z0), (box.x1, box.y1, z1)))
     return [min(a, b) for a, b in zip(one, other, strict=True)], [max(a, b) for a, b in zip(one, other, strict=True)]
 

@@ -92,3 +92,10 @@ def test_constant_and_sparse_images_do_not_break() -> None:
     sparse = np.zeros((1, 1, 100, 100))
     sparse[0, 0, 3, 3] = 5.0
     assert to_pictures(Volume(sparse, np.eye(4)))[0, 3, 3, 0] == 255
+
+
+def test_channels_of_deep_colour_keep_their_proportions() -> None:
+    deep = np.zeros((3, 1, 10, 10), np.uint16)
+    deep[0], deep[1], deep[2] = 60000, 30000, np.linspace(0, 60000, 100).reshape(1, 10, 10)
+    red, green, _ = to_pictures(Volume(deep, PIXEL_AFFINE, spacing_known=False))[0, 5, 5]
+    assert red == 255 and green == pytest.approx(128, abs=2)

@@ -1,0 +1,100 @@
+"""From queries to words and maps: coordinates survive any view."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lexitome.data.intensity import View, to_pictures
+from lexitome.inference.prompting import GUESS, spatial_maps, to_picture_axes, understand
+from lexitome.models.catalog import CATALOG
+from lexitome.prompts import Box, MaskPrompt, Point, Query, Text
+from lexitome.volume import Volume
+
+CARD = CATALOG["compact"]
+SIDE = 64
+
+
+def volume(depth: int = 6, height: int = 20, width: int = 30) -> Volume:
+    return Volume(np.zeros((1, depth, height, width), np.uint8), np.eye(4))
+
+
+views = st.builds(View, st.permutations([0, 1, 2]).map(tuple), st.sets(st.integers(0, 2)).map(tuple))
+
+
+@given(views, st.integers(0, 5), st.integers(0, 19), st.integers(0, 29))
+def test_a_voxel_and_its_coordinates_take_the_same_way(view: View, z: int, y: int, x: int) -> None:
+    array = np.zeros((6, 20, 30), bool)
+    array[z, y, x] = True
+    assert tuple(np.argwhere(view.apply(array))[0]) == to_picture_axes(view, volume(), (x, y, z))
+
+
+@settings(max_examples=30)
+@given(views, st.integers(0, 5), st.integers(0, 19), st.integers(0, 29))
+def test_a_click_lands_where_the_voxel_is_seen(view: View, z: int, y: int, x: int) -> None:
+    array = np.zeros((6, 20, 30), bool)
+    array[z, y, x] = True
+    (index, row, column), shape = np.argwhere(view.apply(array))[0], view.apply(array).shape
+    maps = spatial_maps(Query(spatial=(Point(x, y, z),)), view, volume(), SIDE)
+    assert list(maps) == [index]
+    peak = np.unravel_index(maps[index][1].argmax(), (16, 16))
+    expected = ((row + 0.5) * 16 / shape[1] - 0.5, (column + 0.5) * 16 / shape[2] - 0.5)
+    assert np.abs(np.array(peak) - expected).max() <= 0.51
+
+
+def test_box_covers_its_slices_and_nothing_else() -> None:
+    maps = spatial_maps(Query(spatial=(Box(0, 10, 14, 19, 2, 3),)), View(), volume(), SIDE)
+    assert sorted(maps) == [2, 3]
+    assert maps[2][0, 8:, :8].all() and maps[2][0].sum() == 64
+    everywhere = spatial_maps(Query(spatial=(Box(0, 10, 14, 19),)), View(), volume(), SIDE)
+    assert sorted(everywhere) == list(range(6))
+
+
+def test_negative_points_have_their_own_channel() -> None:
+    maps = spatial_maps(Query(spatial=(Point(3, 3, 0), Point(25, 15, 0, inside=False))), View(), volume(), SIDE)
+    assert maps[0][1].max() > 0.8 and maps[0][2].max() > 0.8 and maps[0][0].max() == 0
+
+
+def test_rough_mask_becomes_box_and_middle() -> None:
+    mask = np.zeros((6, 20, 30), bool)
+    mask[4, 10:, 15:] = True
+    maps = spatial_maps(Query(spatial=(MaskPrompt(mask),)), View(), volume(), SIDE)
+    assert list(maps) == [4] and maps[4][0, 8:, 8:].all() and maps[4][0].sum() == 64
+    assert np.unravel_index(maps[4][1].argmax(), (16, 16))[0] in (11, 12)
+
+
+@pytest.mark.parametrize("place", [Point(30.6, 3, 0), Point(3, 3, 9), Box(-4, 0, 3, 3), Box(0, 0, 31, 3)])
+def test_places_outside_the_image_are_refused(place: Point | Box) -> None:
+    with pytest.raises(ValueError, match="outside"):
+        spatial_maps(Query(spatial=(place,)), View(), volume(), SIDE)
+
+
+def test_trained_words_are_coded_and_given_as_trained() -> None:
+    understood = understand(Query(Text("bowel polyp")), CARD)
+    assert understood.concept is not None and understood.trained is not None
+    assert understood.words == understood.trained.words == "polyp" and GUESS not in understood.notes
+
+
+def test_untrained_and_uncoded_words_say_so() -> None:
+    known = understand(Query(Text("urinary bladder")), CARD)
+    assert known.concept is not None and known.trained is None and GUESS in known.notes
+    unknown = understand(Query(Text("zeppelin")), CARD)
+    assert unknown.concept is None and unknown.words == "zeppelin" and GUESS in unknown.notes
+    assert any("uncoded" in note for note in unknown.notes)
+
+
+def test_modality_the_concept_was_never_seen_in_is_a_guess() -> None:
+    assert any("guess" in note for note in understand(Query(Text("polyp")), CARD, "CT").notes)
+    assert not any("guess" in note for note in understand(Query(Text("liver")), CARD, "CT").notes)
+
+
+def test_picture_axes_agree_with_pictures() -> None:
+    image = np.zeros((1, 6, 20, 30), np.uint8)
+    image[0, 5, 2, 7] = 200
+    stored = Volume(image, np.diag([1.0, 1.0, 1.0, 1.0]))  # RAS: rows and columns are flipped for display
+    from lexitome.data.intensity import choose_view
+
+    s, r, c = to_picture_axes(choose_view(stored), stored, (7, 2, 5))
+    assert to_pictures(stored)[int(s), int(r), int(c), 0] == 200
