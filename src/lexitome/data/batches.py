@@ -1,6 +1,6 @@
 """Training batches: pictures, K queries for each, and what the right answers are.
 
-Batch `step` of a run is a pure function of (seed, step): a resumed run sees the batches it would have seen.
+Batch `step` of a run is a pure function of (seed, step): a resumed run sees the batches it would have seen. Needs torch.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BOOST = {"btcv_abdomen_ct2d": 4.0, "chaos_liver_kidney_spleen_mr2d": 1.5, "kvasi
          "hippocampus_msd_mr3d": 0.4, "drive": 2.5, "imlab_lung_ct2d": 1.5, "openkbp_hn_ct3d": 0.8,
          "usgra_nerve_vessel_us": 1.5, "la_atrium_mr3d": 0.6, "sts_sarcoma_pet3d": 0.4, "isic2017": 1.5, "shenzhen_cxr_lungs": 0.7,
          "wbc_tecom": 0.7}  # fmt: skip
-TEMPLATES = ("{}", "{}", "{}", "the {}", "segment the {}", "find {} in the image", "{} in {}")
+TEMPLATES = (*("{}",) * 6, "the {}", "segment the {}", "{} in {}")
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,11 @@ class BatchSource:
         self.near = [surely_absent(d, datasets, same_family=True) for d in datasets]
         self.far = [surely_absent(d, datasets, same_family=False) for d in datasets]
         self.row_chance = [self._row_chances(s, r) for s, r in zip(self.sets, self.rows, strict=True)]
+
+    def phrase_vectors(self) -> Tensor:
+        """(N, T) vectors of every name and synonym of the sets."""
+        phrases = {p for s in self.sets for t in s.dataset.targets for p in (t.name, *t.synonyms)}
+        return torch.from_numpy(self.text.embed(sorted(phrases)))
 
     def batch(self, step: int, count: int, side: int) -> Batch:
         rng = np.random.default_rng((self.seed, step))

@@ -34,7 +34,7 @@ CACHE_SIDE = 448
 
 @dataclass(frozen=True)
 class TrainConfig:
-    stages: tuple[tuple[int, int], ...] = ((256, 3800), (320, 1300))  # (side, steps)
+    stages: tuple[tuple[int, int], ...] = ((256, 3600), (320, 1400))  # (side, steps)
     images: int = 8
     queries: int = 3
     lr: float = 8e-4
@@ -127,10 +127,12 @@ class Run:
         self.step = state["step"]
 
 
-def start(config: TrainConfig, model_config: CompactConfig) -> Run:
+def start(config: TrainConfig, model_config: CompactConfig, phrases: Tensor) -> Run:
+    """A run at step 0. `phrases` (N, T): text vectors of the names and synonyms it will be trained with."""
     torch.manual_seed(config.seed)
     backbone = load_imagenet(model_config.backbone, frozen_blocks=model_config.frozen_blocks)
     model = CompactNet(model_config, backbone).to(memory_format=torch.channels_last)
+    model.decoder.text.fit(phrases)
     average = {k: v.clone() for k, v in model.state_dict().items()}
     return Run(model, average, build_optimizer(model, config))
 
@@ -198,11 +200,11 @@ def main() -> None:
     stages = tuple((int(a), int(b)) for a, b in (s.split(":") for s in args.stages.split(",") if s))
     config = TrainConfig(stages=stages) if stages else TrainConfig()
     args.run.mkdir(parents=True, exist_ok=True)
-    run = start(config, CompactConfig())
+    source = BatchSource(open_sets(args.data, args.cache), seed=config.seed, queries=config.queries)
+    run = start(config, CompactConfig(), source.phrase_vectors())
     if (args.run / "last.pt").exists():
         run.restore(args.run / "last.pt")
         print(f"continuing at step {run.step} of {config.steps}")
-    source = BatchSource(open_sets(args.data, args.cache), seed=config.seed, queries=config.queries)
     with (args.run / "log.jsonl").open("a") as log:
         for row in train(run, source, config, args.run):
             log.write(json.dumps(row) + "\n")

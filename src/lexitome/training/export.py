@@ -14,6 +14,7 @@ import io
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,16 +73,19 @@ def export_graphs(model: CompactNet, side: int) -> tuple[bytes, bytes]:
     spatial = torch.zeros(2, 3, side // SPATIAL_STRIDE, side // SPATIAL_STRIDE)
     names = list(Features._fields)
     encoder, decoder = io.BytesIO(), io.BytesIO()
-    common = {"opset_version": OPSET, "dynamo": False}
-    torch.onnx.export(
-        model.encoder, (pictures,), encoder, input_names=["pictures"], output_names=names, **common
-    )
-    torch.onnx.export(
-        DecoderGraph(model.decoder), (*features, text, spatial), decoder,
-        input_names=[*names, "text", "spatial"], output_names=["logits", "presence"],
-        dynamic_axes={"text": {0: "queries"}, "spatial": {0: "queries"}, "logits": {0: "queries"}, "presence": {0: "queries"}},
-        **common,
-    )  # fmt: skip
+    outputs = ["logits", "presence"]
+    with warnings.catch_warnings():  # of the tracer: side and padding are meant to be constants of the graph
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model.encoder, (pictures,), encoder, input_names=["pictures"], output_names=names,
+            opset_version=OPSET, dynamo=False,
+        )  # fmt: skip
+        torch.onnx.export(
+            DecoderGraph(model.decoder), (*features, text, spatial), decoder,
+            input_names=[*names, "text", "spatial"], output_names=outputs,
+            dynamic_axes={name: {0: "queries"} for name in ("text", "spatial", *outputs)},
+            opset_version=OPSET, dynamo=False,
+        )  # fmt: skip
     return encoder.getvalue(), decoder.getvalue()
 
 

@@ -48,6 +48,20 @@ def test_words_and_places_change_the_answer(net: CompactNet) -> None:
     assert not torch.allclose(plain, net(pictures, text, 1 - spatial).logits)
 
 
+def test_whitening_separates_left_from_right_and_keeps_silence_silent(net: CompactNet) -> None:
+    """Two clusters of phrases that differ little inside: the difference grows, "no words" stays one constant token."""
+    generator = torch.Generator().manual_seed(0)
+    centres = F.normalize(torch.randn(20, TINY.text_dim, generator=generator), dim=1)
+    left, right = F.normalize(centres + 0.02, dim=1), F.normalize(centres - 0.02, dim=1)
+    project = net.decoder.text
+    before = F.cosine_similarity(left, right).mean()
+    project.fit(torch.cat([left, right]))
+    white = [F.normalize((side - project.mean) @ project.whiten, dim=1) for side in (left, right)]
+    assert F.cosine_similarity(*white).mean() < before - 0.05
+    silent = project(torch.zeros(2, TINY.text_dim))
+    assert torch.equal(silent[0], silent[1]) and torch.isfinite(silent).all()
+
+
 def test_positions_tell_left_from_right_at_any_resolution() -> None:
     small, large = positions(4, 4, 32), positions(8, 8, 32)
     assert not torch.allclose(small[:, 0, 0], small[:, 0, 3])
