@@ -51,12 +51,14 @@ def test_words_and_places_change_the_answer(net: CompactNet) -> None:
 def test_whitening_separates_left_from_right_and_keeps_silence_silent(net: CompactNet) -> None:
     """Two clusters of phrases that differ little inside: the difference grows, "no words" stays one constant token."""
     generator = torch.Generator().manual_seed(0)
-    centres = F.normalize(torch.randn(20, TINY.text_dim, generator=generator), dim=1)
-    left, right = F.normalize(centres + 0.02, dim=1), F.normalize(centres - 0.02, dim=1)
+    basis = torch.diag(torch.logspace(0, -1.5, TINY.text_dim))  # as in language, few directions hold most of the variance
+    centres = F.normalize(torch.randn(200, TINY.text_dim, generator=generator) @ basis, dim=1)
+    side = 0.1 * torch.eye(TINY.text_dim)[-1]
+    left, right = F.normalize(centres + side, dim=1), F.normalize(centres - side, dim=1)
     project = net.decoder.text
     before = F.cosine_similarity(left, right).mean()
     project.fit(torch.cat([left, right]))
-    white = [F.normalize((side - project.mean) @ project.whiten, dim=1) for side in (left, right)]
+    white = [F.normalize((names - project.mean) @ project.whiten, dim=1) for names in (left, right)]
     assert F.cosine_similarity(*white).mean() < before - 0.05
     silent = project(torch.zeros(2, TINY.text_dim))
     assert torch.equal(silent[0], silent[1]) and torch.isfinite(silent).all()
