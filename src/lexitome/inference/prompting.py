@@ -45,6 +45,11 @@ def understand(query: Query, card: ModelCard, modality: str = "") -> Understood:
     by_name = {t.concept: t for t in card.trained_concepts}
     trained = by_name.get(concept.name) if concept is not None else None
     notes: list[str] = []
+    if trained is None and concept is not None and concept.laterality:
+        broader = next((c.name for c in Vocabulary.load().ancestors(concept) if c.name in by_name), None)
+        if broader is not None:
+            trained = by_name[broader]
+            notes.append(f"answered as {broader!r}: the model was not taught its sides")
     if concept is None:
         hint = f"; did you mean {', '.join(resolution.alternatives[:3])}?" if resolution.alternatives else ""
         notes.append(f"uncoded: no concept of the vocabulary matches{hint}")

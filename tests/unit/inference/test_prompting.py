@@ -77,6 +77,12 @@ def test_trained_words_are_coded_and_given_as_trained() -> None:
     assert understood.words == understood.trained.words == "polyp" and GUESS not in understood.notes
 
 
+def test_a_side_the_model_was_not_taught_is_answered_without_it() -> None:
+    understood = understand(Query(Text("left breast mass")), CARD)
+    assert understood.trained is not None and understood.words == "breast lesion"
+    assert any("sides" in note for note in understood.notes) and GUESS not in understood.notes
+
+
 def test_untrained_and_uncoded_words_say_so() -> None:
     known = understand(Query(Text("urinary bladder")), CARD)
     assert known.concept is not None and known.trained is None and GUESS in known.notes
