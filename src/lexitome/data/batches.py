@@ -1,6 +1,6 @@
 """Training batches: pictures, K queries for each, and what the right answers are.
 
-Batch `step` of a run is a pure function of (seed, step): a resumed run sees the batches it would have seen. Needs torch.
+Batch `step` of a run is a pure function of (seed, step): a resumed run sees what it would have seen. Needs torch.
 """
 
 from __future__ import annotations
@@ -22,18 +22,23 @@ from lexitome.data.negatives import surely_absent
 from lexitome.data.prompt_maps import draw_map
 from lexitome.text import TextEncoder
 
-# Sets whose pictures have no fixed way up: any rotation and flip shows the same thing.
-FREE_ROTATION = {"kvasir_seg", "isic2017", "isic2018_task1", "fuseg_foot_ulcer", "bccd_wbc", "wbc_tecom", "gbm40_nuclei",
-                 "dsb2018_brightfield_nuclei", "dsb2018_fluorescence_nuclei", "dsb2018_histology_nuclei",
-                 "drosophila_vnc_sstem"}  # fmt: skip
-# Sets without a left and a right of the patient that could be confused.
-MIRROR = FREE_ROTATION | {"drive", "drishti_gs", "duke_dme_fluid", "busi_breast_us", "carotid_us", "usgra_nerve_vessel_us",
-                          "hc18_fetal_head_us", "sts_sarcoma_pet3d", "ufba425_teeth", "cheng_brain_tumor_mr2d"}  # fmt: skip
-# A set is drawn with probability ~ sqrt(pictures) x boost: many, small or similar targets need more turns.
-BOOST = {"btcv_abdomen_ct2d": 4.0, "chaos_liver_kidney_spleen_mr2d": 1.5, "kvasir_seg": 2.0, "drosophila_vnc_sstem": 2.0,
-         "hippocampus_msd_mr3d": 0.4, "drive": 2.5, "imlab_lung_ct2d": 1.5, "openkbp_hn_ct3d": 0.8,
-         "usgra_nerve_vessel_us": 1.5, "la_atrium_mr3d": 0.6, "sts_sarcoma_pet3d": 0.4, "isic2017": 1.5, "shenzhen_cxr_lungs": 0.7,
-         "wbc_tecom": 0.7}  # fmt: skip
+FREE_ROTATION = frozenset(
+    "kvasir_seg isic2017 isic2018_task1 fuseg_foot_ulcer bccd_wbc wbc_tecom gbm40_nuclei dsb2018_brightfield_nuclei "
+    "dsb2018_fluorescence_nuclei dsb2018_histology_nuclei drosophila_vnc_sstem".split()
+)
+"""Sets whose pictures have no fixed way up: any rotation and flip shows the same thing."""
+MIRROR = FREE_ROTATION | frozenset(
+    "drive drishti_gs duke_dme_fluid busi_breast_us carotid_us usgra_nerve_vessel_us hc18_fetal_head_us "
+    "sts_sarcoma_pet3d ufba425_teeth cheng_brain_tumor_mr2d".split()
+)
+"""Sets without a left and a right of the patient that could be confused."""
+BOOST = {
+    "btcv_abdomen_ct2d": 4.0, "chaos_liver_kidney_spleen_mr2d": 1.5, "kvasir_seg": 2.0, "drosophila_vnc_sstem": 2.0,
+    "hippocampus_msd_mr3d": 0.4, "drive": 2.5, "imlab_lung_ct2d": 1.5, "openkbp_hn_ct3d": 0.8,
+    "usgra_nerve_vessel_us": 1.5, "la_atrium_mr3d": 0.6, "sts_sarcoma_pet3d": 0.4, "isic2017": 1.5,
+    "shenzhen_cxr_lungs": 0.7, "wbc_tecom": 0.7,
+}  # fmt: skip
+"""A set is drawn with probability ~ sqrt(pictures) x boost: many, small or similar targets need more turns."""
 TEMPLATES = (*("{}",) * 6, "the {}", "segment the {}", "{} in {}")
 
 
@@ -124,9 +129,7 @@ class BatchSource:
         place, mask = draw_map(mask, rng)
         return (self._words(target, which, rng) if rng.random() < 0.5 else ""), place, mask
 
-    def _pick_present(
-        self, present: list[Target], areas: NDArray[np.int64], rng: np.random.Generator
-    ) -> Target:
+    def _pick_present(self, present: list[Target], areas: NDArray[np.int64], rng: np.random.Generator) -> Target:
         """Small structures first: they are the hard ones and are seen least."""
         weights = np.array([1.0 / math.sqrt(areas[list(t.codes)].sum()) ** 0.5 for t in present])
         weights *= [0.5 if t.derived else 1.0 for t in present]
@@ -145,7 +148,7 @@ class BatchSource:
 
 
 def _kind_of_query(slot: int, present: int, draw: float) -> str:
-    """"text", "place" (a box or points, with or without words) or "absent", given how many targets are present."""
+    """ "text", "place" (a box or points, with or without words) or "absent", given how many targets are present."""
     if present == 0:
         return "absent"
     if slot == 0:
@@ -157,9 +160,7 @@ def _kind_of_query(slot: int, present: int, draw: float) -> str:
     return "text" if present > 1 and draw < 0.6 else "absent"
 
 
-def augment(
-    cached: CachedDataset, index: int, side: int, rng: np.random.Generator
-) -> tuple[Tensor, NDArray[np.uint8]]:
+def augment(cached: CachedDataset, index: int, side: int, rng: np.random.Generator) -> tuple[Tensor, NDArray[np.uint8]]:
     """Random zoom, shift, rotation, flips and tone of one cached row: ((3, S, S) 0..255, (S, S) codes)."""
     name = cached.dataset.name
     free = name in FREE_ROTATION

@@ -35,6 +35,10 @@ class Row:
     present: tuple[int, ...]
     unknown: tuple[int, ...]
 
+    @staticmethod
+    def from_json(entry: dict) -> Row:
+        return Row(**{**entry, "present": tuple(entry["present"]), "unknown": tuple(entry["unknown"])})
+
 
 @dataclass(frozen=True, eq=False)
 class CachedDataset:
@@ -49,8 +53,7 @@ def open_cache(dataset: Dataset, folder: Path, side: int) -> CachedDataset:
     place = folder / f"{dataset.name}-{side}"
     if not place.exists():
         _build(dataset, place, side)
-    rows = tuple(Row(**{k: tuple(v) if isinstance(v, list) else v for k, v in row.items()})
-                 for row in json.loads((place / "rows.json").read_text()))  # fmt: skip
+    rows = tuple(Row.from_json(entry) for entry in json.loads((place / "rows.json").read_text()))
     images, codes = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("images", "codes"))
     return CachedDataset(dataset, images, codes, rows)
 

@@ -111,7 +111,8 @@ def load_dataset(root: Path, *, seed: int = 0, external: bool = False) -> Datase
 def split_units(dataset: str, units: list[str], seed: int) -> dict[str, str]:
     """Assign whole subjects to train, val or test, 70 / 10 / 20 by count, in the order of a seeded SHA-256.
 
-    With fewer than three subjects everything is "train". Stems that begin with ``valid_`` are the publisher's test part.
+    With fewer than three subjects everything is "train". Stems that begin with ``valid_`` are the publisher's test
+    part.
     """
     if any(unit.startswith("valid_") for unit in units):
         rest = split_units(dataset, [u for u in units if not u.startswith("valid_")], seed)
@@ -121,9 +122,7 @@ def split_units(dataset: str, units: list[str], seed: int) -> dict[str, str]:
     if len(order) < 3:
         return dict.fromkeys(order, "train")
     n_test, n_val = max(1, round(0.2 * len(order))), max(1, round(0.1 * len(order)))
-    return {
-        unit: "test" if i < n_test else "val" if i < n_test + n_val else "train" for i, unit in enumerate(order)
-    }
+    return {unit: "test" if i < n_test else "val" if i < n_test + n_val else "train" for i, unit in enumerate(order)}
 
 
 def _targets(meta: dict) -> list[Target]:
@@ -202,4 +201,7 @@ def _stem(path: Path) -> str:
 
 def _mask_of(folder: Path, image: Path) -> Path | None:
     """The mask with the image's stem, whatever its suffix."""
-    return next((folder / (_stem(image) + s) for s in (".png", ".nii.gz", ".nii") if (folder / (_stem(image) + s)).exists()), None)
+    return next(
+        (folder / (_stem(image) + s) for s in (".png", ".nii.gz", ".nii") if (folder / (_stem(image) + s)).exists()),
+        None,
+    )

@@ -51,7 +51,9 @@ def choose_view(volume: Volume) -> View:
     """The slicing plane and orientation for a volume; the identity for 2D images and unknown spacing."""
     if volume.is_2d or not volume.spacing_known:
         return View()
-    cosines = volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)  # world (rows) of voxel axes x, y, z
+    cosines = volume.affine[:3, :3] / np.linalg.norm(
+        volume.affine[:3, :3], axis=0
+    )  # world (rows) of voxel axes x, y, z
     world_of = _closest_world_axes(cosines)
     spacing = np.array(volume.spacing)
     thickest = int(spacing.argmax())

@@ -1,8 +1,8 @@
 """Which concepts are surely absent from an image, so that a model can learn to say "not found".
 
 A concept that a dataset does not annotate may still be in its pictures: a chest CT shows the liver dome, a fundus
-photograph without vessel masks shows vessels. `MAY_SHOW` lists, for each training set, the concepts of *other* sets that
-its pictures can show; they are never used as negatives there.
+photograph without vessel masks shows vessels. `MAY_SHOW` lists, for each training set, the concepts of *other* sets
+that its pictures can show; they are never used as negatives there.
 """
 
 from __future__ import annotations
@@ -34,7 +34,13 @@ MAY_SHOW: dict[str, set[str]] = {
     "busi_breast_us": set(),
     "carotid_us": {"larynx"},
     "chaos_liver_kidney_spleen_mr2d": _ABDOMEN | _CHEST | _HEART | {"spinal cord"},
-    "cheng_brain_tumor_mr2d": {"anterior hippocampus", "posterior hippocampus", "hippocampus", "brainstem", "spinal cord"},
+    "cheng_brain_tumor_mr2d": {
+        "anterior hippocampus",
+        "posterior hippocampus",
+        "hippocampus",
+        "brainstem",
+        "spinal cord",
+    },
     "drishti_gs": _FUNDUS,
     "drive": _FUNDUS,
     "drosophila_vnc_sstem": _MICROSCOPY,

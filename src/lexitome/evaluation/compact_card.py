@@ -35,7 +35,12 @@ for research only; the code is Apache-2.0.
 
 Known limits: 2D network at {side} x {side} pixels, volumes are segmented slice by slice; thin and very small targets
 (capillaries, nerves, adrenal glands, synapses) are weak; concepts outside the table are answered as a guess and said to
-be one; pathology the training sets do not draw is not found; children, implants and rare acquisitions are not covered."""
+be one; pathology the training sets do not draw is not found; children, implants and rare acquisitions are not
+covered."""
+ABOUT_DICE = """\
+Dice in percent, over cases that hold the target; the prompt is the name in the table and nothing else. A target that is
+not found scores 0. Volumes are scored in 3D."""
+TABLE_HEAD = "| set | target | cases | subjects | Dice | median | found |\n|---|---|--:|--:|--:|--:|--:|\n"
 
 
 def summarise(rows: Sequence[Row]) -> list[dict[str, object]]:
@@ -53,9 +58,10 @@ def summarise(rows: Sequence[Row]) -> list[dict[str, object]]:
     return entries
 
 
-def mean_dice(entries: Sequence[dict[str, object]], names: set[str]) -> float:
+def mean_dice(entries: Sequence[dict[str, object]], names: set[str]) -> dict[str, object]:
     """Mean over concepts (dataset, target) of the named sets, unions that the files do not name left out."""
-    return float(np.mean([e["dice"] for e in entries if e["dataset"] in names and not e["derived"]]))  # type: ignore[misc]
+    values = [float(str(e["dice"])) for e in entries if e["dataset"] in names and not e["derived"]]
+    return {"concepts": len(values), "dice": round(float(np.mean(values)), 1) if values else None}
 
 
 def measure(segmenter: Segmenter, data: Path) -> dict[str, object]:
@@ -69,9 +75,9 @@ def measure(segmenter: Segmenter, data: Path) -> dict[str, object]:
     return {
         "command": COMMAND, "seed": 0, "weights_sha256": segmenter.weights,
         "data_sha256": {d.name: data_hash(d) for d in [*trains, *externals]},
-        "mean_dice_2d_in_domain": round(mean_dice(inner, flat), 1),
-        "mean_dice_3d_in_domain": round(mean_dice(inner, {d.name for d in trains} - flat), 1),
-        "mean_dice_external": round(mean_dice(outer, {d.name for d in externals}), 1),
+        "mean_in_domain_2d": mean_dice(inner, flat),
+        "mean_in_domain_3d": mean_dice(inner, {d.name for d in trains} - flat),
+        "mean_external": mean_dice(outer, {d.name for d in externals}),
         "presence": _presence_entry(presence), "in_domain": inner, "external": outer,
         "seconds_per_query": round(float(np.median([r.seconds for r in in_domain if r.dataset in flat])), 3),
     }  # fmt: skip
@@ -93,24 +99,22 @@ def render(measured: dict[str, object], card: ModelCard) -> str:
     """The card in Markdown."""
     presence = measured["presence"]
     assert isinstance(presence, dict)
-    trained = {s.name: s for s in card.sets}
+    means = "".join(f"- mean over {_mean(measured, key)}\n" for key in ("in_domain_2d", "in_domain_3d", "external"))
+    found = (
+        f"- presence, {presence['pairs']} balanced pairs (a present concept, an absent one of the same modality): "
+        f"balanced accuracy **{presence['balanced_accuracy']}**, sensitivity {presence['sensitivity']}, "
+        f"specificity {presence['specificity']}, AUC {presence['auc']}\n"
+    )
+    licences = "".join(f"| {s.name} | {s.modality} | {_cell(s.licence)} | {_cell(s.source)} |\n" for s in card.sets)
     parts = [
         f"# Model card: {card.name}\n\n{card.summary}\n",
         f"Weights: {card.size_mb} MB, SHA-256 `{card.sha256[:16]}`, {card.weights_licence}.\n",
         "## Intended use and limits\n\n" + INTENDED_USE.format(side=card.side) + "\n",
-        "## Text-only accuracy\n\n" + SPLIT_RULE + "\n\nDice in percent, over cases that hold the target; the prompt is "
-        "the name in the table and nothing else. A target that is not found scores 0. Volumes are scored in 3D.\n\n"
-        f"- mean over {_count(measured['in_domain'], card)} in-domain 2D concepts: **{measured['mean_dice_2d_in_domain']}**\n"
-        f"- mean over in-domain 3D concepts: **{measured['mean_dice_3d_in_domain']}**\n"
-        f"- mean over external concepts (some of them untrained): **{measured['mean_dice_external']}**\n"
-        f"- presence, {presence['pairs']} balanced pairs (a present concept, an absent one of the same modality): balanced "
-        f"accuracy **{presence['balanced_accuracy']}**, sensitivity {presence['sensitivity']}, specificity "
-        f"{presence['specificity']}, AUC {presence['auc']}\n",
+        f"## Text-only accuracy\n\n{SPLIT_RULE}\n\n{ABOUT_DICE}\n\n{means}{found}",
         "### In-domain test splits\n\n" + _table(measured["in_domain"]),
         "### External sets (other hospitals, scanners, observers)\n\n" + _table(measured["external"]),
         "Union: a union of two labels that the files do not name; left out of the means.\n",
-        "## Training data and licences\n\n| set | modality | licence | source |\n|---|---|---|---|\n"
-        + "".join(f"| {s.name} | {s.modality} | {_cell(s.licence)} | {_cell(s.source)} |\n" for s in trained.values()),
+        f"## Training data and licences\n\n| set | modality | licence | source |\n|---|---|---|---|\n{licences}",
         "Backbone: EfficientNet-Lite0, ImageNet weights (Apache-2.0). Text vectors: distilled from all-MiniLM-L6-v2 "
         "(Apache-2.0).\n",
         f"## How to reproduce\n\nTraining and export: `docs/training-compact.md`. This card: `{measured['command']}`.\n",
@@ -118,18 +122,22 @@ def render(measured: dict[str, object], card: ModelCard) -> str:
     return "\n".join(parts)
 
 
-def _count(entries: object, card: ModelCard) -> int:
-    assert isinstance(entries, list)
-    return sum(1 for e in entries if not e["derived"] and not str(e["dataset"]).endswith("3d"))
+def _mean(measured: dict[str, object], key: str) -> str:
+    entry = measured[f"mean_{key}"]
+    assert isinstance(entry, dict)
+    names = {"in_domain_2d": "in-domain 2D concepts", "in_domain_3d": "in-domain 3D concepts",
+             "external": "external concepts (some of them untrained)"}  # fmt: skip
+    return f"{entry['concepts']} {names[key]}: **{entry['dice']}**"
 
 
 def _table(entries: object) -> str:
     assert isinstance(entries, list)
-    lines = ["| set | target | cases | subjects | Dice | median | found |", "|---|---|--:|--:|--:|--:|--:|"]
+    lines = []
     for e in entries:
         target = f"{e['target']} (union)" if e["derived"] else e["target"]
-        lines.append(f"| {e['dataset']} | {target} | {e['cases']} | {e['subjects']} | {e['dice']} | {e['median']} | {e['found']} |")
-    return "\n".join(lines) + "\n"
+        numbers = " | ".join(str(e[key]) for key in ("cases", "subjects", "dice", "median", "found"))
+        lines.append(f"| {e['dataset']} | {target} | {numbers} |\n")
+    return TABLE_HEAD + "".join(lines)
 
 
 def _cell(text: str) -> str:
@@ -146,7 +154,7 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "compact.json").write_text(json.dumps(measured, indent=1) + "\n")
     (args.out / "compact.md").write_text(render(measured, segmenter.card))
-    print(f"in-domain 2D {measured['mean_dice_2d_in_domain']}, presence {measured['presence']}", file=sys.stderr)
+    print(f"in-domain 2D {measured['mean_in_domain_2d']}, presence {measured['presence']}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -57,9 +57,7 @@ def evaluate_dataset(
             yield from _evaluate_case(segmenter, dataset, case, near, seed)
 
 
-def _evaluate_case(
-    segmenter: Segmenter, dataset: Dataset, case: Case, near: list[Target], seed: int
-) -> Iterator[Row]:
+def _evaluate_case(segmenter: Segmenter, dataset: Dataset, case: Case, near: list[Target], seed: int) -> Iterator[Row]:
     volume, codes = read_case(case)
     own = [t for t in dataset.targets if not set(t.labels) & case.unknown_labels]
     references = [np.isin(codes, t.codes) for t in own]
@@ -98,7 +96,9 @@ def presence_result(rows: Sequence[Row], seed: int = 0) -> PresenceResult:
     rng = np.random.default_rng(seed)
     chosen: list[Row] = []
     for name in sorted({row.dataset for row in rows}):
-        kinds = [[r for r in rows if r.dataset == name and not r.derived and r.present is kind] for kind in (True, False)]
+        kinds = [
+            [r for r in rows if r.dataset == name and not r.derived and r.present is kind] for kind in (True, False)
+        ]
         count = min(len(kind) for kind in kinds)
         for kind in kinds:
             chosen += [kind[int(i)] for i in rng.choice(len(kind), count, replace=False)] if count else []

@@ -120,7 +120,9 @@ class Segmenter:
         slices, height, width = (volume.grid[axis] for axis in view.order)
         maps = [spatial_maps(u.query, view, volume, side) for u in asked]
         vectors = self.text.embed([u.words for u in asked])
-        answers = [SliceAnswer(np.zeros((slices, height, width), np.float32), np.zeros(slices, np.float32)) for _ in asked]
+        answers = [
+            SliceAnswer(np.zeros((slices, height, width), np.float32), np.zeros(slices, np.float32)) for _ in asked
+        ]
         by_window: dict[Window | None, list[int]] = {}
         for i, u in enumerate(asked):
             by_window.setdefault(self._windows(volume, u), []).append(i)

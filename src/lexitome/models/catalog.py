@@ -116,7 +116,7 @@ CATALOG: dict[str, ModelCard] = {
     "compact": ModelCard(
         name="compact",
         tier="compact",
-        summary="Text-, box- and point-prompted 2D network, slice by slice in 3D; ships inside the package, runs on CPU.",
+        summary="Text-, box- and point-prompted 2D network, slice by slice in 3D; inside the package, runs on CPU.",
         licence="Apache-2.0",
         folder="compact",
     ),

@@ -138,9 +138,7 @@ class TextProjection(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(text_dim))
         self.register_buffer("whiten", torch.eye(text_dim))
-        self.layers = nn.Sequential(
-            nn.Linear(text_dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim), nn.LayerNorm(dim)
-        )
+        self.layers = nn.Sequential(nn.Linear(text_dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim), nn.LayerNorm(dim))
 
     def fit(self, phrases: Tensor, shrinkage: float = 0.3) -> None:
         """Set mean and ZCA matrix from (N, T) vectors; the covariance is shrunk towards its mean eigenvalue."""
@@ -190,9 +188,7 @@ class ImageEncoder(nn.Module):
         self.backbone = backbone
         c2, c4, c8, c16, c32 = backbone.channels
         self.from16, self.from32 = nn.Conv2d(c16, config.width, 1), nn.Conv2d(c32, config.width, 1)
-        self.skips = nn.ModuleList(
-            nn.Conv2d(c, out, 1) for c, out in zip((c2, c4, c8), config.path, strict=True)
-        )
+        self.skips = nn.ModuleList(nn.Conv2d(c, out, 1) for c, out in zip((c2, c4, c8), config.path, strict=True))
         self.blocks = nn.ModuleList(
             SelfAttentionBlock(config.width, config.heads) for _ in range(config.encoder_layers)
         )
@@ -215,7 +211,8 @@ class ImageEncoder(nn.Module):
 class PromptDecoder(nn.Module):
     """Features of N images, text (Q, T) and spatial maps (Q, 3, S/4, S/4) to `Decoded`.
 
-    Q is a multiple of N: the first Q / N queries ask about image 0, and so on. A zero text vector means "no words", a zero map "no place".
+    Q is a multiple of N: the first Q / N queries ask about image 0, and so on. A zero text vector
+    means "no words", a zero map "no place".
     """
 
     def __init__(self, config: CompactConfig) -> None:

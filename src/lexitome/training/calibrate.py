@@ -20,6 +20,8 @@ FEWEST_PAIRS = 8
 BOUNDS = (0.2, 0.7)
 MOST_PICTURES = 40
 """Validation pictures used of each set."""
+ABSENT_OF_OTHER_SETS = 3
+"""Surely absent targets of other sets asked of each picture."""
 
 
 def presence_thresholds(model: CompactNet, sets: Sequence[CachedDataset], side: int) -> tuple[dict[str, float], float]:
@@ -45,9 +47,7 @@ def _best(absent: NDArray[np.float64], present: NDArray[np.float64]) -> float:
     return round(float(candidates[best[len(best) // 2]]), 3)
 
 
-def _validation_pairs(
-    model: CompactNet, sets: Sequence[CachedDataset], side: int
-) -> Iterator[tuple[str, bool, float]]:
+def _validation_pairs(model: CompactNet, sets: Sequence[CachedDataset], side: int) -> Iterator[tuple[str, bool, float]]:
     """(target name, is it present, predicted presence) for every target of each validation picture, and as many
     targets of other sets of the same modality that are surely absent."""
     text, rng = TextEncoder.load(), np.random.default_rng(0)
@@ -59,11 +59,12 @@ def _validation_pairs(
         for index in rows[::step]:
             row = cached.rows[index]
             own = [t for t in cached.dataset.targets if not set(t.labels) & set(row.unknown)]
-            some = rng.choice(len(near), min(len(near), 3), replace=False) if near else []
-            others = [near[int(i)] for i in some]
+            others = [near[int(i)] for i in rng.permutation(len(near))[:ABSENT_OF_OTHER_SETS]]
             asked = own + others
             truth = [bool(set(t.codes) & set(row.present)) for t in own] + [False] * len(others)
-            for target, present, p in zip(asked, truth, _presence(model, cached, index, asked, text, side), strict=True):
+            for target, present, p in zip(
+                asked, truth, _presence(model, cached, index, asked, text, side), strict=True
+            ):
                 yield target.name, present, p
 
 

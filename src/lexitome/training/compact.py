@@ -2,8 +2,8 @@
 
     python -m lexitome.training.compact --data DIR --run runs/compact
 
-DIR holds folders in the form of `lexitome.data.folder`. The run is a sequence of stages (side, steps): most steps at low
-resolution, the last ones at the resolution of use. Everything is seeded, a checkpoint is written every 200 steps, and
+DIR holds folders in the form of `lexitome.data.folder`. The run is a sequence of stages (side, steps): most steps
+at low resolution, the last ones at the resolution of use. Everything is seeded, a checkpoint is written every 200 steps, and
 the same command continues an interrupted run with the batches it would have seen.
 """
 
@@ -184,7 +184,9 @@ def train(run: Run, source: BatchSource, config: TrainConfig, folder: Path) -> I
 
 
 def open_sets(data: Path, cache: Path) -> list[CachedDataset]:
-    return [open_cache(load_dataset(d), cache, CACHE_SIDE) for d in sorted(data.iterdir()) if (d / "dataset.json").exists()]
+    return [
+        open_cache(load_dataset(d), cache, CACHE_SIDE) for d in sorted(data.iterdir()) if (d / "dataset.json").exists()
+    ]
 
 
 def main() -> None:
@@ -211,7 +213,10 @@ def main() -> None:
             log.flush()
             left = (config.steps - row["step"]) * row["seconds"] / 60
             terms = " ".join(f"{k} {v:.3f}" for k, v in row.items() if k not in ("step", "seconds"))
-            print(f"step {row['step']}/{config.steps} {terms} {row['seconds']:.2f} s/step, {left:.0f} min left", flush=True)
+            print(
+                f"step {row['step']}/{config.steps} {terms} {row['seconds']:.2f} s/step, {left:.0f} min left",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

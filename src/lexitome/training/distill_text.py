@@ -49,7 +49,8 @@ def snomed_terms() -> list[str]:
     """Human-readable SNOMED CT terms of pydicom's dictionary, up to six words."""
     from pydicom.sr._concepts_dict import concepts
 
-    terms = {meaning.split(" (")[0] for codes in concepts["SCT"].values() for meaning, _ in codes.values()}
+    by_keyword: dict[str, dict[str, tuple[str, list[int]]]] = concepts["SCT"]  # type: ignore[assignment]
+    terms = {meaning.split(" (")[0] for codes in by_keyword.values() for meaning, _ in codes.values()}
     return sorted(t for t in terms if len(t.split()) <= 6)
 
 

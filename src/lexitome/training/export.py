@@ -10,10 +10,10 @@ rounding to float16), or if the files exceed the size that may travel in the whe
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,7 +58,7 @@ class DecoderGraph(nn.Module):
 def load_average(path: Path) -> CompactNet:
     """The network of a checkpoint with its averaged weights, in evaluation mode."""
     state = torch.load(path, map_location="cpu", weights_only=True)
-    config = CompactConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["model_config"].items()})
+    config = CompactConfig(**state["model_config"])
     model = CompactNet(config, EfficientNetLite(config.backbone))
     model.load_state_dict(state["average"], strict=True)
     return model.eval()
@@ -72,10 +72,10 @@ def export_graphs(model: CompactNet, side: int) -> tuple[bytes, bytes]:
     text = torch.randn(2, model.config.text_dim)
     spatial = torch.zeros(2, 3, side // SPATIAL_STRIDE, side // SPATIAL_STRIDE)
     names = list(Features._fields)
-    encoder, decoder = io.BytesIO(), io.BytesIO()
     outputs = ["logits", "presence"]
-    with warnings.catch_warnings():  # of the tracer: side and padding are meant to be constants of the graph
-        warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the tracer: side and padding are meant to be constants of the graph
+        encoder, decoder = Path(folder) / "encoder.onnx", Path(folder) / "decoder.onnx"
         torch.onnx.export(
             model.encoder, (pictures,), encoder, input_names=["pictures"], output_names=names,
             opset_version=OPSET, dynamo=False,
@@ -86,7 +86,7 @@ def export_graphs(model: CompactNet, side: int) -> tuple[bytes, bytes]:
             dynamic_axes={name: {0: "queries"} for name in ("text", "spatial", *outputs)},
             opset_version=OPSET, dynamo=False,
         )  # fmt: skip
-    return encoder.getvalue(), decoder.getvalue()
+        return encoder.read_bytes(), decoder.read_bytes()
 
 
 def store_half(graph: bytes) -> bytes:
@@ -122,7 +122,9 @@ def run_graphs(
 def largest_difference(model: CompactNet, graphs: tuple[bytes, bytes], side: int, seed: int = 0) -> float:
     """The largest difference in probability between the graphs and torch on random pictures and queries."""
     generator = torch.Generator().manual_seed(seed)
-    picture = torch.nn.functional.interpolate(torch.rand(1, 3, 12, 12, generator=generator) * 255, (side, side), mode="bilinear")
+    picture = torch.nn.functional.interpolate(
+        torch.rand(1, 3, 12, 12, generator=generator) * 255, (side, side), mode="bilinear"
+    )
     text = nn.functional.normalize(torch.randn(5, model.config.text_dim, generator=generator), dim=1)
     spatial = torch.zeros(5, 3, side // SPATIAL_STRIDE, side // SPATIAL_STRIDE)
     spatial[1, 0, 10:30, 10:30] = 1
@@ -130,7 +132,8 @@ def largest_difference(model: CompactNet, graphs: tuple[bytes, bytes], side: int
         decoded = model(picture, text, spatial)
     masks, presence = run_graphs(*graphs, picture.numpy(), text.numpy(), spatial.numpy())
     difference = max(
-        np.abs(masks - decoded.logits.sigmoid().numpy()).max(), np.abs(presence - decoded.presence.sigmoid().numpy()).max()
+        np.abs(masks - decoded.logits.sigmoid().numpy()).max(),
+        np.abs(presence - decoded.presence.sigmoid().numpy()).max(),
     )
     return float(difference)
 
@@ -148,7 +151,9 @@ def trained_concepts(datasets: Sequence[Dataset], thresholds: dict[str, float]) 
         for target in dataset.targets:
             concept = vocabulary.resolve(target.name).concept
             if concept is None:
-                raise ValueError(f"{dataset.name}: the vocabulary does not know {target.name!r}; add it to concepts.json")
+                raise ValueError(
+                    f"{dataset.name}: the vocabulary does not know {target.name!r}; add it to concepts.json"
+                )
             entry = entries.setdefault(concept.name, {
                 "concept": concept.name, "words": target.name, "families": [], "threshold": thresholds[target.name],
                 "window": list(LUNG if window[0] < -500 else SOFT_TISSUE) if window else None,
@@ -162,7 +167,9 @@ def trained_concepts(datasets: Sequence[Dataset], thresholds: dict[str, float]) 
     return list(entries.values())
 
 
-def write_model(model: CompactNet, sets: list[CachedDataset], side: int, out: Path, provenance: dict[str, object]) -> None:
+def write_model(
+    model: CompactNet, sets: list[CachedDataset], side: int, out: Path, provenance: dict[str, object]
+) -> None:
     """Export, check, calibrate and write the folder of a model, all or nothing.
 
     Raises:
@@ -193,7 +200,9 @@ def write_model(model: CompactNet, sets: list[CachedDataset], side: int, out: Pa
     (temporary / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
     shutil.rmtree(out, ignore_errors=True)
     os.replace(temporary, out)
-    print(f"wrote {out}: {size_mb:.1f} MB, difference to torch {difference:.1e}, as float16 {card['half_difference']:.1e}")
+    print(
+        f"wrote {out}: {size_mb:.1f} MB, difference to torch {difference:.1e}, as float16 {card['half_difference']:.1e}"
+    )
 
 
 def main() -> None:

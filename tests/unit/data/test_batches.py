@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_sets import write_sets
 
 from lexitome.data.batches import BatchSource, augment
 from lexitome.data.cache import CachedDataset, open_cache
 from lexitome.data.folder import load_dataset
 from lexitome.data.negatives import GENERIC, MAY_SHOW, surely_absent
 from lexitome.data.prompt_maps import draw_map
-
-from tiny_sets import write_sets
 
 
 @pytest.fixture(scope="module")

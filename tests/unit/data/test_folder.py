@@ -31,7 +31,10 @@ def folder(tmp_path: Path) -> Path:
         Image.fromarray(extra).save(root / "masks_clavicles" / f"case{i}.png")
     meta = {
         "modality": "Chest X-ray", "license": "CC0",
-        "labels": {"1": {"name": "right lung", "synonyms": ["right lung field"]}, "2": {"name": "left lung", "synonyms": []}},
+        "labels": {
+            "1": {"name": "right lung", "synonyms": ["right lung field"]},
+            "2": {"name": "left lung", "synonyms": []},
+        },
         "groups": {"lungs": {"ids": [1, 2], "synonyms": ["lung"]}},
         "extra_masks": {"masks_clavicles": {"1": {"name": "right clavicle", "synonyms": []}}},
         "labels_not_annotated": {"case3": [2]},

@@ -18,7 +18,7 @@ def oriented(code: str, spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)) -
     affine = np.eye(4)
     affine[:3, :3] = 0
     for axis, letter in enumerate(code):
-        world = "LR PA IS".split().index(next(p for p in ("LR", "PA", "IS") if letter in p))
+        world = ["LR", "PA", "IS"].index(next(p for p in ("LR", "PA", "IS") if letter in p))
         affine[world, axis] = spacing[axis] * (1 if letter in "RAS" else -1)
     return affine
 
@@ -62,8 +62,8 @@ def test_windows() -> None:
 
 
 @pytest.mark.parametrize(("values", "modality", "expected"), [
-    ([-1000, 0, 400], "", True), ([-1000, 0, 400], "CT", True), ([-1000, 0, 400], "MR", False), ([0, 5, 400], "", False),
-    ([0, 5, 400], "CT", True),
+    ([-1000, 0, 400], "", True), ([-1000, 0, 400], "CT", True), ([-1000, 0, 400], "MR", False),
+    ([0, 5, 400], "", False), ([0, 5, 400], "CT", True),
 ])  # fmt: skip
 def test_hounsfield_is_recognised(values: list[int], modality: str, expected: bool) -> None:
     volume = Volume(np.array(values, np.int16).reshape(1, 1, 1, 3), np.eye(4), modality=modality)

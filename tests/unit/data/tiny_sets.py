@@ -14,11 +14,20 @@ SIDE = 48
 def write_sets(root: Path, count: int = 12) -> Path:
     rng = np.random.default_rng(0)
     _write(root / "kvasir_seg", rng, count, "colonoscopy", {"1": "polyp"}, colour=True)
-    _write(root / "btcv_abdomen_ct2d", rng, count, "CT", {"1": "right kidney", "2": "left kidney", "3": "spleen"}, colour=False)
+    _write(
+        root / "btcv_abdomen_ct2d",
+        rng,
+        count,
+        "CT",
+        {"1": "right kidney", "2": "left kidney", "3": "spleen"},
+        colour=False,
+    )
     return root
 
 
-def _write(folder: Path, rng: np.random.Generator, count: int, modality: str, labels: dict[str, str], *, colour: bool) -> None:
+def _write(
+    folder: Path, rng: np.random.Generator, count: int, modality: str, labels: dict[str, str], *, colour: bool
+) -> None:
     for part in ("images", "masks"):
         (folder / part).mkdir(parents=True)
     rows, columns = np.mgrid[:SIDE, :SIDE]

@@ -51,7 +51,10 @@ def test_words_and_places_change_the_answer(net: CompactNet) -> None:
 
 def test_whitening_separates_left_from_right_and_keeps_silence_silent(net: CompactNet) -> None:
     organs = ("kidney", "lung", "clavicle", "adrenal gland", "parotid gland")
-    pairs = [torch.from_numpy(TextEncoder.load().embed([f"{side} {organ}" for organ in organs])) for side in ("left", "right")]
+    pairs = [
+        torch.from_numpy(TextEncoder.load().embed([f"{side} {organ}" for organ in organs]))
+        for side in ("left", "right")
+    ]
     others = ["polyp", "liver", "optic disc", "nuclei", "skin lesion", "heart", "teeth", "foot ulcer", "cell membrane"]
     project = net.decoder.text
     before = F.cosine_similarity(*pairs).mean()

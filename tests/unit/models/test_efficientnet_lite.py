@@ -29,7 +29,10 @@ def unfolded_state(model: EfficientNetLite) -> dict[str, torch.Tensor]:
             channels = module.out_channels
             state[f"{name}.weight"] = torch.randn_like(module.weight)
             state[f"{norm}.weight"], state[f"{norm}.bias"] = torch.rand(channels) + 0.5, torch.randn(channels)
-            state[f"{norm}.running_mean"], state[f"{norm}.running_var"] = torch.randn(channels), torch.rand(channels) + 0.5
+            state[f"{norm}.running_mean"], state[f"{norm}.running_var"] = (
+                torch.randn(channels),
+                torch.rand(channels) + 0.5,
+            )
             state[f"{norm}.num_batches_tracked"] = torch.tensor(1)
     state["_fc.weight"] = torch.randn(10, 1280)
     return state
@@ -58,7 +61,9 @@ def test_features_halve_at_each_level(variant: int) -> None:
     assert [tuple(f.shape) for f in features] == [(1, c, 64 >> i, 96 >> i) for i, c in enumerate(model.channels, 1)]
 
 
-@pytest.mark.parametrize(("channels", "width", "expected"), [(32, 1.0, 32), (40, 1.1, 48), (24, 1.1, 24), (16, 1.1, 16), (320, 1.1, 352)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("channels", "width", "expected"), [(32, 1.0, 32), (40, 1.1, 48), (24, 1.1, 24), (16, 1.1, 16), (320, 1.1, 352)]
+)
 def test_channel_rounding(channels: int, width: float, expected: int) -> None:
     assert round_channels(channels, width) == expected
 

@@ -116,7 +116,9 @@ def test_frozen_parts_are_not_in_the_optimizer() -> None:
     run = fresh()
     optimised = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
     assert optimised == {id(p) for p in run.model.parameters() if p.requires_grad}
-    assert all(group["weight_decay"] == 0 for group in run.optimizer.param_groups for p in group["params"] if p.ndim < 2)
+    assert all(
+        group["weight_decay"] == 0 for group in run.optimizer.param_groups for p in group["params"] if p.ndim < 2
+    )
 
 
 @pytest.mark.parity
@@ -139,7 +141,9 @@ def test_half_storage_halves_the_file_and_keeps_the_answer() -> None:
     assert largest_difference(model, half, 64) < 0.05  # type: ignore[arg-type]
 
 
-def test_export_writes_a_complete_model_or_nothing(sets: list[CachedDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_writes_a_complete_model_or_nothing(
+    sets: list[CachedDataset], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = finish(fresh(), BatchSource(sets, seed=0), tmp_path)
     assert run.step == SHORT.steps
     model = load_average(tmp_path / "last.pt")
