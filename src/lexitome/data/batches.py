@@ -22,15 +22,15 @@ from lexitome.data.negatives import surely_absent
 from lexitome.data.prompt_maps import draw_map
 from lexitome.text import TextEncoder
 
-FREE_ROTATION = frozenset(
-    "kvasir_seg isic2017 isic2018_task1 fuseg_foot_ulcer bccd_wbc wbc_tecom gbm40_nuclei dsb2018_brightfield_nuclei "
-    "dsb2018_fluorescence_nuclei dsb2018_histology_nuclei drosophila_vnc_sstem".split()
-)
+FREE_ROTATION = {
+    "kvasir_seg", "isic2017", "isic2018_task1", "fuseg_foot_ulcer", "bccd_wbc", "wbc_tecom", "gbm40_nuclei",
+    "dsb2018_brightfield_nuclei", "dsb2018_fluorescence_nuclei", "dsb2018_histology_nuclei", "drosophila_vnc_sstem",
+}  # fmt: skip
 """Sets whose pictures have no fixed way up: any rotation and flip shows the same thing."""
-MIRROR = FREE_ROTATION | frozenset(
-    "drive drishti_gs duke_dme_fluid busi_breast_us carotid_us usgra_nerve_vessel_us hc18_fetal_head_us "
-    "sts_sarcoma_pet3d ufba425_teeth cheng_brain_tumor_mr2d".split()
-)
+MIRROR = FREE_ROTATION | {
+    "drive", "drishti_gs", "duke_dme_fluid", "busi_breast_us", "carotid_us", "usgra_nerve_vessel_us",
+    "hc18_fetal_head_us", "sts_sarcoma_pet3d", "ufba425_teeth", "cheng_brain_tumor_mr2d",
+}  # fmt: skip
 """Sets without a left and a right of the patient that could be confused."""
 BOOST = {
     "btcv_abdomen_ct2d": 4.0, "chaos_liver_kidney_spleen_mr2d": 1.5, "kvasir_seg": 2.0, "drosophila_vnc_sstem": 2.0,

@@ -117,7 +117,7 @@ def render(measured: dict[str, object], card: ModelCard) -> str:
         f"## Training data and licences\n\n| set | modality | licence | source |\n|---|---|---|---|\n{licences}",
         "Backbone: EfficientNet-Lite0, ImageNet weights (Apache-2.0). Text vectors: distilled from all-MiniLM-L6-v2 "
         "(Apache-2.0).\n",
-        f"## How to reproduce\n\nTraining and export: `docs/training-compact.md`. This card: `{measured['command']}`.\n",
+        f"## How to reproduce\n\nTraining and export: `docs/training-compact.md`. Card: `{measured['command']}`.\n",
     ]
     return "\n".join(parts)
 
