@@ -2,8 +2,8 @@
 
     python -m lexitome.training.compact --data DIR --run runs/compact
 
-DIR holds folders in the form of `lexitome.data.folder`. The run is a sequence of stages (side, steps): most steps at low
-resolution, the last ones at the resolution of use. Everything is seeded, a checkpoint is written every 200 steps, and
+DIR holds folders in the form of `lexitome.data.folder`. The run is a sequence of stages (side, steps): most steps at
+low resolution, the last at the resolution of use. Everything is seeded, a checkpoint is written every 200 steps, and
 the same command continues an interrupted run with the batches it would have seen.
 """
 
