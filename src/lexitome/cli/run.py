@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 _PICTURES = frozenset({"png", "jpeg", "tiff"})
 """Formats of `Source` whose masks are pictures too, unless the user says otherwise."""
 
+Show = Callable[[int, int, str], None]
+"""Told (done, total, what) to move the progress bar."""
+
 STATISTICS = "statistics.json"
 PREVIEW = "preview.png"
 
@@ -63,27 +66,30 @@ def run_jobs(jobs: Sequence[Job], settings: Settings, console: Console) -> int:
         return Segmenter.load(settings.model, threads=settings.threads)
 
     if len(jobs) == 1:
-        _report_job(jobs[0], settings, load, console)
+        with _progress(console) as show:
+            _report_job(jobs[0], settings, load, console, show)
         return OK
     failed = 0
-    with _progress(len(jobs), console) as advance:
-        for job in jobs:
+    with _progress(console) as show:
+        for done, job in enumerate(jobs, 1):
             try:
                 _report_job(job, settings, load, console)
             except Exception as error:
                 console.error(error, about=str(job.source))
                 failed += 1
-            advance(job.source.name)
+            show(done, len(jobs), job.source.name)
     if failed:
         console.note(f"{failed} of {len(jobs)} inputs failed")
     return SOME_FAILED if failed else OK
 
 
-def _report_job(job: Job, settings: Settings, load: Callable[[], Segmenter], console: Console) -> None:
+def _report_job(
+    job: Job, settings: Settings, load: Callable[[], Segmenter], console: Console, show: Show | None = None
+) -> None:
     if not settings.overwrite and finished(job.folder, request_of(job, settings)):
         console.note(f"{job.source}: done earlier, see {job.folder / REPORT}")
         return
-    segmentation, report = run_job(job, settings, load)
+    segmentation, report = run_job(job, settings, load, show)
     for fix in segmentation.volume.fixes:
         console.note(f"{job.source}: {fix}")
     for line in [json.dumps(report, ensure_ascii=False)] if console.as_json else lines(segmentation, report, job):
@@ -91,8 +97,10 @@ def _report_job(job: Job, settings: Settings, load: Callable[[], Segmenter], con
     console.detail(f"{job.source}: seconds {report['seconds']}, peak {report['peak_ram_mb']} MB")
 
 
-def run_job(job: Job, settings: Settings, load: Callable[[], Segmenter]) -> tuple[Segmentation, dict[str, object]]:
-    """Segment one input and write everything that was asked for into the job's folder.
+def run_job(
+    job: Job, settings: Settings, load: Callable[[], Segmenter], show: Show | None = None
+) -> tuple[Segmentation, dict[str, object]]:
+    """Segment one input and write everything that was asked for into the job's folder; `show` is told of its slices.
 
     Raises:
         InputError: the input, a prompt or the output cannot be used; the folder is as it was.
@@ -106,7 +114,8 @@ def run_job(job: Job, settings: Settings, load: Callable[[], Segmenter]) -> tupl
         volume = io.read(job.source, series=ask.series, frame=ask.frame, fix_slices=settings.fix_slices)
         queries = queries_of(job, volume)
     segmenter = load()
-    segmentation = segmenter.decode(segmenter.encode(volume), queries)
+    progress = None if show is None or volume.is_2d else lambda done, total: show(done, total, "slices")
+    segmentation = segmenter.decode(segmenter.encode(volume), queries, progress=progress)
     with staged(job.folder) as staging:
         with watch.stage("write"):
             files, notes = write_results(segmentation, staging, settings)
@@ -152,10 +161,10 @@ def write_results(segmentation: Segmentation, folder: Path, settings: Settings) 
 
 
 @contextmanager
-def _progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
-    """A bar on stderr where that is a terminal; yields what to call when an input is done, with its name."""
+def _progress(console: Console) -> Iterator[Show]:
+    """A bar on stderr where that is a terminal; it appears when it is first told (done, total, name)."""
     if console.quiet or not sys.stderr.isatty():
-        yield lambda name: None
+        yield lambda done, total, name: None
         return
     from rich.console import Console as Terminal
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -163,5 +172,9 @@ def _progress(total: int, console: Console) -> Iterator[Callable[[str], None]]:
     columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
     # Results that go into a pipe must not be diverted to the bar's stream.
     with Progress(*columns, console=Terminal(stderr=True), redirect_stdout=sys.stdout.isatty()) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda name: bar.update(task, advance=1, description=name)
+        task = bar.add_task("", visible=False)
+
+        def show(done: int, total: int, name: str) -> None:
+            bar.update(task, completed=done, total=total, description=name, visible=True)
+
+        yield show

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 STRIDE = 4
 POINT_SIGMA = 2.0  # in map pixels
@@ -36,6 +35,8 @@ def draw_map(mask: NDArray[np.bool_], rng: np.random.Generator) -> tuple[NDArray
 
     Half of the time a box, its sides moved by up to a tenth; else one to three points inside and maybe one outside.
     """
+    from scipy import ndimage  # a fifth of a second that only training has to wait for
+
     parts, count = ndimage.label(mask)
     sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:].astype(np.float64)
     chosen = parts == 1 + int(rng.choice(count, p=sizes / sizes.sum()))

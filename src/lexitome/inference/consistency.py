@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
 SMOOTHING = (0.25, 0.5, 0.25)
 SMALLEST_PART = 0.1
@@ -18,11 +17,15 @@ def smooth_slices(probability: NDArray[np.float32]) -> NDArray[np.float32]:
     """(slice, row, column) probabilities, each averaged with its neighbours along the slice axis, edges repeated."""
     if probability.shape[0] < 3:
         return probability
+    from scipy import ndimage  # here, so that 2D images do not wait for it
+
     return np.asarray(ndimage.correlate1d(probability, SMOOTHING, axis=0, mode="nearest"), dtype=np.float32)
 
 
 def drop_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Keep the 3D connected parts (26 neighbours) of at least `SMALLEST_PART` of the largest one's size."""
+    from scipy import ndimage
+
     parts, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     if count < 2:
         return mask

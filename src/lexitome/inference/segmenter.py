@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -28,8 +28,13 @@ HELD_SLICES = 8
 """Up to this many slices keep their features (6 MB each) between `encode` and `decode`; longer volumes are encoded
 again while they are decoded, so that memory does not grow with the number of slices."""
 
+SLICE_THRESHOLD = 0.5
+"""Within a volume that holds the target, a slice shows it from this fraction of the presence threshold."""
+
 FEATURES = ("tokens", "skip8", "skip4", "skip2")
 Features = tuple[NDArray[np.float32], ...]
+Progress = Callable[[int, int], None]
+"""Told (slices done, slices in all) while a volume is decoded."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,9 +52,12 @@ class Encoded:
 
 @dataclass(frozen=True, eq=False)
 class SliceAnswer:
-    """One query over all slices: probability (slice, row, column) float32 and presence (slice,)."""
+    """One query over all slices, at the network's resolution (S, S): a volume's answers must not fill the memory.
 
-    probability: NDArray[np.float32]
+    ``probability`` (slice, S, S) float16, ``presence`` (slice,) float32.
+    """
+
+    probability: NDArray[np.float16]
     presence: NDArray[np.float32]
 
 
@@ -98,7 +106,7 @@ class Segmenter:
             held[window] = tuple(self._encode_picture(p) for p in to_pictures(volume, window))
         return Encoded(volume, view, held, time.perf_counter() - began)
 
-    def decode(self, encoded: Encoded, queries: Sequence[Query]) -> Segmentation:
+    def decode(self, encoded: Encoded, queries: Sequence[Query], *, progress: Progress | None = None) -> Segmentation:
         """Answer each query with a mask on the grid of the volume.
 
         Raises:
@@ -107,7 +115,7 @@ class Segmenter:
         began = time.perf_counter()
         volume = encoded.volume
         asked = [understand(query, self.card, volume.modality) for query in queries]
-        answers = self._answer_slices(encoded, asked)
+        answers = self._answer_slices(encoded, asked, progress)
         findings = tuple(self._finding(encoded, u, a) for u, a in zip(asked, answers, strict=True))
         return Segmentation(volume, findings, self._provenance(encoded, time.perf_counter() - began))
 
@@ -115,42 +123,48 @@ class Segmenter:
         """The network's answers before thresholds, slice by slice in the view's orientation; for evaluation."""
         return self._answer_slices(encoded, [understand(q, self.card, encoded.volume.modality) for q in queries])
 
-    def _answer_slices(self, encoded: Encoded, asked: Sequence[Understood]) -> list[SliceAnswer]:
+    def _answer_slices(
+        self, encoded: Encoded, asked: Sequence[Understood], progress: Progress | None = None
+    ) -> list[SliceAnswer]:
         volume, view, side = encoded.volume, encoded.view, self.card.side
-        slices, height, width = (volume.grid[axis] for axis in view.order)
+        slices = volume.grid[view.order[0]]
         maps = [spatial_maps(u.query, view, volume, side) for u in asked]
         vectors = self.text.embed([u.words for u in asked])
-        answers = [
-            SliceAnswer(np.zeros((slices, height, width), np.float32), np.zeros(slices, np.float32)) for _ in asked
-        ]
+        answers = [SliceAnswer(np.zeros((slices, side, side), np.float16), np.zeros(slices, np.float32)) for _ in asked]
         by_window: dict[Window | None, list[int]] = {}
         for i, u in enumerate(asked):
             by_window.setdefault(self._windows(volume, u), []).append(i)
         nowhere = np.zeros((3, side // STRIDE, side // STRIDE), np.float32)
-        for window, members in by_window.items():
+        for turn, (window, members) in enumerate(by_window.items()):
             for index, features in enumerate(self._features(encoded, window)):
                 here = [i for i in members if asked[i].words or index in maps[i]]
-                if not here:
-                    continue
-                spatial = np.stack([maps[i].get(index, nowhere) for i in here])
-                logits, presence = self._run(self.decoder, dict(zip(FEATURES, features, strict=True)) | {
-                    "text": vectors[here], "spatial": spatial})  # fmt: skip
-                for row, i in enumerate(here):
-                    answers[i].probability[index] = _resize(_sigmoid(logits[row]), height, width)
-                    answers[i].presence[index] = 1.0 if index in maps[i] else _sigmoid(presence[row])
+                if here:
+                    spatial = np.stack([maps[i].get(index, nowhere) for i in here])
+                    prompts = {"text": vectors[here], "spatial": spatial}
+                    logits, presence = self._run(self.decoder, dict(zip(FEATURES, features, strict=True)) | prompts)
+                    for row, i in enumerate(here):
+                        answers[i].probability[index] = _sigmoid(logits[row])
+                        answers[i].presence[index] = 1.0 if index in maps[i] else _sigmoid(presence[row])
+                if progress is not None:
+                    progress(turn * slices + index + 1, len(by_window) * slices)
         return answers
 
     def _finding(self, encoded: Encoded, understood: Understood, answer: SliceAnswer) -> Finding:
         """Threshold, make slices consistent, and turn back to the grid of the volume."""
-        card, probability = self.card, answer.probability
-        threshold = understood.trained.threshold if understood.trained else card.default_threshold
-        top = np.sort(answer.presence)[::-1][: 1 + len(answer.presence) // 20]
-        presence = float(top.mean())  # of the twentieth of the slices that show it best
-        shown = answer.presence >= min(threshold, 0.5 * threshold if len(answer.presence) > 1 else threshold)
-        mask = smooth_slices(probability * shown[:, None, None]) >= 0.5 if presence >= threshold else probability > 2
-        if mask.shape[0] > 1:
-            mask = drop_specks(mask)
-        score = float(probability[mask].mean()) if mask.any() else 0.0
+        threshold = understood.trained.threshold if understood.trained else self.card.default_threshold
+        best = np.sort(answer.presence)[::-1][: 1 + len(answer.presence) // 20]
+        presence = float(best.mean())  # of the twentieth of the slices that show it best
+        order = encoded.view.order
+        mask = np.zeros([encoded.volume.grid[axis] for axis in order], dtype=bool)
+        score = 0.0
+        if presence >= threshold:
+            single = len(answer.presence) == 1
+            shown = answer.presence >= threshold * (1.0 if single else SLICE_THRESHOLD)
+            smooth = smooth_slices(answer.probability.astype(np.float32) * shown[:, None, None])
+            for index in range(len(mask)):
+                mask[index] = _resize(smooth[index], *mask.shape[1:]) >= 0.5
+            mask = mask if single else drop_specks(mask)
+            score = _mean_inside(smooth, mask)
         back = np.ascontiguousarray(encoded.view.undo(mask))
         return Finding(understood.query.name, back, presence, score, understood.concept, understood.notes)
 
@@ -211,6 +225,15 @@ def _session(graph: bytes, threads: int | None) -> object:
 
 def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -50, 50))), dtype=np.float32)
+
+
+def _mean_inside(probability: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
+    """Mean of (slice, S, S) probabilities inside a (slice, H, W) mask; 0 where it is empty."""
+    total = sum(
+        float(_resize(probability[index], *mask.shape[1:])[mask[index]].sum(dtype=np.float64))
+        for index in np.flatnonzero(mask.any(axis=(1, 2)))
+    )
+    return total / max(int(mask.sum()), 1)
 
 
 def _resize(probability: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
