@@ -28,8 +28,8 @@ HELD_SLICES = 8
 """Up to this many slices keep their features (6 MB each) between `encode` and `decode`; longer volumes are encoded
 again while they are decoded, so that memory does not grow with the number of slices."""
 
-SLICE_THRESHOLD = 0.5
-"""Within a volume that holds the target, a slice shows it from this fraction of the presence threshold."""
+SLICE_PRESENCE = 0.2
+"""Within a volume that holds the target, a slice shows it from this presence (the volume needs 0.5)."""
 
 FEATURES = ("tokens", "skip8", "skip4", "skip2")
 Features = tuple[NDArray[np.float32], ...]
@@ -54,7 +54,8 @@ class Encoded:
 class SliceAnswer:
     """One query over all slices, at the network's resolution (S, S): a volume's answers must not fill the memory.
 
-    ``probability`` (slice, S, S) float16, ``presence`` (slice,) float32.
+    ``probability`` (slice, S, S) float16; ``presence`` (slice,) float32, shifted so that 0.5 is the threshold that was
+    chosen on validation data, whatever the concept.
     """
 
     probability: NDArray[np.float16]
@@ -134,6 +135,8 @@ class Segmenter:
         by_window: dict[Window | None, list[int]] = {}
         for i, u in enumerate(asked):
             by_window.setdefault(self._windows(volume, u), []).append(i)
+        thresholds = [u.trained.threshold if u.trained else self.card.default_threshold for u in asked]
+        even = np.log(thresholds) - np.log1p(np.negative(thresholds))  # the logit that means "as likely as not"
         nowhere = np.zeros((3, side // STRIDE, side // STRIDE), np.float32)
         for turn, (window, members) in enumerate(by_window.items()):
             for index, features in enumerate(self._features(encoded, window)):
@@ -144,22 +147,21 @@ class Segmenter:
                     logits, presence = self._run(self.decoder, dict(zip(FEATURES, features, strict=True)) | prompts)
                     for row, i in enumerate(here):
                         answers[i].probability[index] = _sigmoid(logits[row])
-                        answers[i].presence[index] = 1.0 if index in maps[i] else _sigmoid(presence[row])
+                        answers[i].presence[index] = 1.0 if index in maps[i] else _sigmoid(presence[row] - even[i])
                 if progress is not None:
                     progress(turn * slices + index + 1, len(by_window) * slices)
         return answers
 
     def _finding(self, encoded: Encoded, understood: Understood, answer: SliceAnswer) -> Finding:
         """Threshold, make slices consistent, and turn back to the grid of the volume."""
-        threshold = understood.trained.threshold if understood.trained else self.card.default_threshold
         best = np.sort(answer.presence)[::-1][: 1 + len(answer.presence) // 20]
         presence = float(best.mean())  # of the twentieth of the slices that show it best
         order = encoded.view.order
         mask = np.zeros([encoded.volume.grid[axis] for axis in order], dtype=bool)
         score = 0.0
-        if presence >= threshold:
+        if presence >= 0.5:
             single = len(answer.presence) == 1
-            shown = answer.presence >= threshold * (1.0 if single else SLICE_THRESHOLD)
+            shown = answer.presence >= (0.5 if single else SLICE_PRESENCE)
             smooth = smooth_slices(answer.probability.astype(np.float32) * shown[:, None, None])
             for index in range(len(mask)):
                 mask[index] = _resize(smooth[index], *mask.shape[1:]) >= 0.5

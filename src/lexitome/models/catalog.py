@@ -29,7 +29,8 @@ class TrainedConcept:
         words: the words it was trained under, to be given to the model.
         families: modality families of the sets it was drawn in.
         window: the CT window (low, high in HU) of those sets, None elsewhere.
-        threshold: presence probability from which the model says "found", chosen on validation data.
+        threshold: raw presence probability from which the model says "found", chosen on validation data; the presence
+            that users see is shifted so that this is 0.5.
     """
 
     concept: str

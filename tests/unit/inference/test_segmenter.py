@@ -93,6 +93,16 @@ def test_points_without_words_answer_on_their_slice_only(compact: Segmenter) -> 
     assert set(np.flatnonzero(finding.mask.any(axis=(1, 2)))) <= {1, 2, 3}
 
 
+def test_presence_is_one_half_at_the_threshold(compact: Segmenter, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever threshold was chosen for a concept, users read 0.5 as "as likely as not"."""
+    encoded = compact.encode(photograph())
+    untrained = [Query(Text("zeppelin"))]
+    monkeypatch.setitem(compact.card.__dict__, "_stored", {**compact.card._stored, "default_threshold": 0.5})
+    raw = compact.decode(encoded, untrained).findings[0].presence
+    monkeypatch.setitem(compact.card.__dict__, "_stored", {**compact.card._stored, "default_threshold": raw})
+    assert compact.decode(encoded, untrained).findings[0].presence == pytest.approx(0.5, abs=1e-3)
+
+
 def test_provenance_names_the_weights(compact: Segmenter) -> None:
     result = compact.decode(compact.encode(photograph()), [Query(Text("polyp"))])
     assert result.provenance["weights_sha256"] == CATALOG["compact"].sha256 == CATALOG["compact"].measure_sha256()

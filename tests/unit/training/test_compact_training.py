@@ -83,7 +83,7 @@ def test_an_interrupted_run_continues_identically(
 def test_it_learns(sets: list[CachedDataset], tmp_path: Path) -> None:
     config = TrainConfig(stages=((64, 80),), images=4, warmup=5, lr=3e-3, lr_backbone=1e-3, checkpoint_every=1000)
     rows = list(train(fresh(config), BatchSource(sets, seed=0), config, tmp_path))
-    assert rows[-1]["bce"] < 0.7 * rows[0]["bce"] and rows[-1]["dice"] < rows[0]["dice"]
+    assert rows[-1]["dice"] < 0.75 * rows[0]["dice"] and rows[-1]["bce"] < rows[0]["bce"]
 
 
 def test_nothing_is_left_when_the_loss_is_not_finite(sets: list[CachedDataset], tmp_path: Path) -> None:
@@ -159,11 +159,9 @@ def test_export_writes_a_complete_model_or_nothing(
 
 
 def test_thresholds_separate_present_from_absent(sets: list[CachedDataset], monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = {"spleen": 0.9}
-
     def presence(model: object, cached: CachedDataset, index: int, asked: list, text: object, side: int) -> list[float]:
         present = set(cached.rows[index].present)
-        return [0.6 if set(t.codes) & present else 0.3 for t in asked] if scores else []
+        return [0.6 if set(t.codes) & present else 0.3 for t in asked]
 
     monkeypatch.setattr("lexitome.training.calibrate._presence", presence)
     thresholds, default = presence_thresholds(fresh().model, sets, 64)
