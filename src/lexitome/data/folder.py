@@ -13,6 +13,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+_NOT_PAIRED = {"ventricle cavity"}
+"""The two ventricles of the heart are not one organ on two sides; nobody asks for both by this name."""
+
 EXTRA_SHIFT = 16
 """A label of the second map is stored as 16 x label in the combined code `first + 16 x second`."""
 
@@ -158,7 +161,7 @@ def _lateral_unions(targets: list[Target]) -> list[Target]:
     for one, other in (("right ", "left "), ("anterior ", "posterior ")):
         for name, target in by_name.items():
             part = name.removeprefix(one)
-            if part == name or other + part not in by_name:
+            if part == name or other + part not in by_name or part in _NOT_PAIRED:
                 continue
             words = {part, part + "s", f"both {part}s"} if one == "right " else {part}
             if any(words & {t.name, *t.synonyms} for t in targets):

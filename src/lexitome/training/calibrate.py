@@ -4,71 +4,89 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from lexitome.data.cache import CachedDataset
-from lexitome.data.folder import Target
+from lexitome.data.folder import Dataset, Target
 from lexitome.data.negatives import surely_absent
 from lexitome.models.compact import CompactNet
 from lexitome.text import TextEncoder
 
 FEWEST_PAIRS = 8
 """A concept with fewer present or absent validation pairs shares the default threshold."""
-BOUNDS = (-2.0, 6.0)
+BOUNDS = (-3.0, 6.0)
 """In logits. Concepts of many-organ sets are asked mostly where they are present, so their raw presence runs high."""
 MISS_COST = 2.0
 """A missed target costs twice a false one: a person deletes a wrong mask faster than she draws a missing one."""
+TOLERANCE = 0.03
+"""Of `1 + MISS_COST`, that is one per cent."""
 MOST_PICTURES = 40
 """Validation pictures used of each set."""
 ABSENT_OF_OTHER_SETS = 3
-"""Surely absent targets of other sets asked of each picture."""
+"""Surely absent targets of other sets asked of each picture, of its own modality and of others each."""
+
+
+@dataclass
+class Scores:
+    """Predicted presence of one target on validation pictures that show it (``present``), that surely do not though
+    of the same set or modality (``hard``), and of another modality (``easy``)."""
+
+    present: list[float] = field(default_factory=list)
+    hard: list[float] = field(default_factory=list)
+    easy: list[float] = field(default_factory=list)
+
+    @property
+    def absent(self) -> list[float]:
+        """The hard ones where there are enough; a target that is alone in its modality is told from other ones."""
+        return self.hard if len(self.hard) >= FEWEST_PAIRS else self.hard + self.easy
 
 
 def presence_thresholds(model: CompactNet, sets: Sequence[CachedDataset], side: int) -> tuple[dict[str, float], float]:
-    """(threshold of each target name, default): the best weighted accuracy on validation pairs, see `MISS_COST`."""
-    scores: dict[str, tuple[list[float], list[float]]] = {}
-    for name, is_present, probability in _validation_pairs(model, sets, side):
-        scores.setdefault(name, ([], []))[is_present].append(probability)
-    default = _best(np.concatenate([s[0] for s in scores.values()]), np.concatenate([s[1] for s in scores.values()]))
-    chosen = {}
-    for cached in sets:
-        for target in cached.dataset.targets:
-            absent, present = scores.get(target.name, ([], []))
-            enough = min(len(absent), len(present)) >= FEWEST_PAIRS
-            chosen[target.name] = _best(np.array(absent), np.array(present)) if enough else default
-    return chosen, default
+    """(threshold of each target name, default): the best weighted accuracy on validation pairs, see `MISS_COST`.
+
+    The default, for targets with few pairs and for words the model was not trained with, is the median of the others.
+    """
+    scores = {target.name: Scores() for cached in sets for target in cached.dataset.targets}
+    for name, kind, probability in _validation_pairs(model, sets, side):
+        getattr(scores[name], kind).append(probability)
+    own = {
+        name: best_threshold(np.array(s.absent), np.array(s.present))
+        for name, s in scores.items()
+        if min(len(s.absent), len(s.present)) >= FEWEST_PAIRS
+    }
+    default = round(float(np.median(list(own.values()))), 4) if own else 0.5
+    return {name: own.get(name, default) for name in scores}, default
 
 
-def _best(absent: NDArray[np.float64], present: NDArray[np.float64]) -> float:
-    """The threshold with the best accuracy, misses weighted; between equals the middle one."""
-    candidates = 1 / (1 + np.exp(-np.linspace(*BOUNDS, 161)))
+def best_threshold(absent: NDArray[np.float64], present: NDArray[np.float64]) -> float:
+    """The threshold with the best accuracy, misses weighted. Among those within `TOLERANCE` of the best, the one a third
+    of the way up in logits: pictures from elsewhere show their targets with less certainty than validation ones."""
+    candidates = 1 / (1 + np.exp(-np.linspace(*BOUNDS, 181)))
     accuracy = np.array([(absent < t).mean() + MISS_COST * (present >= t).mean() for t in candidates])
-    best = np.flatnonzero(accuracy >= accuracy.max() - 1e-9)
-    return round(float(candidates[best[len(best) // 2]]), 4)
+    best = np.flatnonzero(accuracy >= accuracy.max() - TOLERANCE)
+    return round(float(candidates[best[len(best) // 3]]), 4)
 
 
-def _validation_pairs(model: CompactNet, sets: Sequence[CachedDataset], side: int) -> Iterator[tuple[str, bool, float]]:
-    """(target name, is it present, predicted presence) for every target of each validation picture, and as many
-    targets of other sets of the same modality that are surely absent."""
+def _validation_pairs(model: CompactNet, sets: Sequence[CachedDataset], side: int) -> Iterator[tuple[str, str, float]]:
+    """(target name, kind of `Scores`, predicted presence) for the targets of each picture and some others."""
     text, rng = TextEncoder.load(), np.random.default_rng(0)
-    datasets = [s.dataset for s in sets]
+    datasets: list[Dataset] = [s.dataset for s in sets]
     for cached in sets:
-        near = surely_absent(cached.dataset, datasets, same_family=True)
+        near, far = (surely_absent(cached.dataset, datasets, same_family=same) for same in (True, False))
         rows = [i for i, row in enumerate(cached.rows) if row.split == "val"]
-        step = max(1, math.ceil(len(rows) / MOST_PICTURES))
-        for index in rows[::step]:
+        for index in rows[:: max(1, math.ceil(len(rows) / MOST_PICTURES))]:
             row = cached.rows[index]
             own = [t for t in cached.dataset.targets if not set(t.labels) & set(row.unknown)]
-            others = [near[int(i)] for i in rng.permutation(len(near))[:ABSENT_OF_OTHER_SETS]]
-            asked = own + others
-            truth = [bool(set(t.codes) & set(row.present)) for t in own] + [False] * len(others)
-            for target, present, p in zip(
-                asked, truth, _presence(model, cached, index, asked, text, side), strict=True
-            ):
-                yield target.name, present, p
+            asked = [(t, "present" if set(t.codes) & set(row.present) else "hard") for t in own]
+            for others, kind in ((near, "hard"), (far, "easy")):
+                asked += [(others[int(i)], kind) for i in rng.permutation(len(others))[:ABSENT_OF_OTHER_SETS]]
+            answers = _presence(model, cached, index, [target for target, _ in asked], text, side)
+            for (target, kind), probability in zip(asked, answers, strict=True):
+                yield target.name, kind, probability
 
 
 def _presence(

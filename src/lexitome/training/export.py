@@ -149,8 +149,9 @@ def trained_concepts(datasets: Sequence[Dataset], thresholds: dict[str, float]) 
     for dataset in sorted(datasets, key=lambda d: -len(d.cases)):
         window = dataset.window or dataset.applied_window
         for target in dataset.targets:
-            concept = vocabulary.resolve(target.name).concept
-            if concept is None:
+            resolution = vocabulary.resolve(target.name)
+            concept = resolution.concept
+            if concept is None or resolution.how == "meaning":
                 raise ValueError(
                     f"{dataset.name}: the vocabulary does not know {target.name!r}; add it to concepts.json"
                 )

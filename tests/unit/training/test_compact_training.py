@@ -14,7 +14,7 @@ from lexitome.data.cache import CachedDataset, open_cache
 from lexitome.data.folder import load_dataset
 from lexitome.models.compact import CompactConfig, CompactNet, Decoded
 from lexitome.models.efficientnet_lite import EfficientNetLite
-from lexitome.training.calibrate import presence_thresholds
+from lexitome.training.calibrate import Scores, best_threshold, presence_thresholds
 from lexitome.training.compact import Run, TrainConfig, build_optimizer, loss_terms, lr_factor, train
 from lexitome.training.export import (
     export_graphs,
@@ -165,7 +165,19 @@ def test_thresholds_separate_present_from_absent(sets: list[CachedDataset], monk
 
     monkeypatch.setattr("lexitome.training.calibrate._presence", presence)
     thresholds, default = presence_thresholds(fresh().model, sets, 64)
-    assert 0.3 < default <= 0.6 and set(thresholds) >= {"polyp", "spleen"}
+    assert set(thresholds) >= {"polyp", "spleen"} and 0 < default < 1
+
+
+def test_best_threshold_weighs_misses_and_leans_low() -> None:
+    clear = best_threshold(np.array([0.1, 0.2]), np.array([0.8, 0.9]))
+    assert 0.25 < clear < 0.5
+    overlapping = best_threshold(np.array([0.1, 0.3, 0.9, 0.95]), np.array([0.4, 0.92, 0.97, 0.99]))
+    assert 0.3 < overlapping <= 0.4  # missing one costs more than two false ones of four
+
+
+def test_hard_absent_pairs_come_first() -> None:
+    assert Scores(hard=[0.5] * 8, easy=[0.1] * 50).absent == [0.5] * 8
+    assert len(Scores(hard=[0.5] * 3, easy=[0.1] * 50).absent) == 53
 
 
 def test_a_target_the_vocabulary_does_not_know_stops_the_export(sets: list[CachedDataset]) -> None:
