@@ -63,8 +63,8 @@ def presence_thresholds(model: CompactNet, sets: Sequence[CachedDataset], side: 
 
 
 def best_threshold(absent: NDArray[np.float64], present: NDArray[np.float64]) -> float:
-    """The threshold with the best accuracy, misses weighted. Among those within `TOLERANCE` of the best, the one a third
-    of the way up in logits: pictures from elsewhere show their targets with less certainty than validation ones."""
+    """The threshold with the best accuracy, misses weighted. Among those within `TOLERANCE` of the best, the one a
+    third of the way up in logits: pictures from elsewhere show their targets with less certainty."""
     candidates = 1 / (1 + np.exp(-np.linspace(*BOUNDS, 181)))
     accuracy = np.array([(absent < t).mean() + MISS_COST * (present >= t).mean() for t in candidates])
     best = np.flatnonzero(accuracy >= accuracy.max() - TOLERANCE)
@@ -72,7 +72,7 @@ def best_threshold(absent: NDArray[np.float64], present: NDArray[np.float64]) ->
 
 
 def _validation_pairs(model: CompactNet, sets: Sequence[CachedDataset], side: int) -> Iterator[tuple[str, str, float]]:
-    """(target name, kind of `Scores`, predicted presence) for the targets of each picture and some others."""
+    """(target name, kind of `Scores`, predicted presence) for targets of each picture and some others."""
     text, rng = TextEncoder.load(), np.random.default_rng(0)
     datasets: list[Dataset] = [s.dataset for s in sets]
     for cached in sets:
