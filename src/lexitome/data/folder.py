@@ -141,9 +141,13 @@ def _targets(meta: dict) -> list[Target]:
         return tuple(i + EXTRA_SHIFT * e for i in (0, *labels) for e in ids)
 
     targets = []
+    shared = _shared_words(labels)
     for i, entry in labels.items():
         ids = [i, *(int(other) for other in entry.get("union_with", ()))]
-        targets.append(Target(entry["name"], tuple(entry["synonyms"]), first(ids), tuple(ids)))
+        words = tuple(word for word in entry["synonyms"] if word not in shared)
+        targets.append(Target(entry["name"], words, first(ids), tuple(ids)))
+    for word, ids in shared.items():
+        targets.append(Target(word, (), first(ids), tuple(ids), derived=True))
     for name, group in groups.items():
         ids = list(group.get("ids") or group["labels"])
         targets.append(Target(name, tuple(group["synonyms"]), first(ids), tuple(ids)))
@@ -154,21 +158,28 @@ def _targets(meta: dict) -> list[Target]:
     return targets + _lateral_unions(targets)
 
 
+def _shared_words(labels: dict[int, dict]) -> dict[str, list[int]]:
+    """Words that several labels give as synonym ("hippocampus" of its two halves): they mean the union."""
+    owners: dict[str, list[int]] = {}
+    for i, entry in labels.items():
+        for word in {entry["name"], *entry["synonyms"]}:
+            owners.setdefault(word, []).append(i)
+    return {word: ids for word, ids in sorted(owners.items()) if len(ids) > 1}
+
+
 def _lateral_unions(targets: list[Target]) -> list[Target]:
-    """For "left X" and "right X" without a group of their own: the target "Xs" (and any "anterior/posterior X")."""
+    """For "left X" and "right X" without a group of their own: the target "X"."""
     by_name = {t.name: t for t in targets}
     unions = []
-    for one, other in (("right ", "left "), ("anterior ", "posterior ")):
-        for name, target in by_name.items():
-            part = name.removeprefix(one)
-            if part == name or other + part not in by_name or part in _NOT_PAIRED:
-                continue
-            words = {part, part + "s", f"both {part}s"} if one == "right " else {part}
-            if any(words & {t.name, *t.synonyms} for t in targets):
-                continue
-            partner = by_name[other + part]
-            codes, labels = target.codes + partner.codes, target.labels + partner.labels
-            unions.append(Target(part, tuple(sorted(words)), codes, labels, derived=True))
+    for name, target in by_name.items():
+        part = name.removeprefix("right ")
+        partner = by_name.get(f"left {part}")
+        words = {part, f"{part}s", f"both {part}s"}
+        named = any(words & {t.name, *t.synonyms} for t in targets)
+        if part == name or partner is None or named or part in _NOT_PAIRED:
+            continue
+        codes, labels = target.codes + partner.codes, target.labels + partner.labels
+        unions.append(Target(part, tuple(sorted(words)), codes, labels, derived=True))
     return unions
 
 

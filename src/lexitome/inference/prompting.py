@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from lexitome.concepts import Concept, Vocabulary
+from lexitome.concepts import Concept, Vocabulary, modality_families
 from lexitome.data.intensity import View
 from lexitome.data.prompt_maps import STRIDE, box_map, point_map
 from lexitome.models.catalog import ModelCard, TrainedConcept
@@ -16,12 +16,6 @@ from lexitome.prompts import Box, Exemplar, MaskPrompt, Point, Query
 from lexitome.volume import Volume
 
 GUESS = "untrained concept: result is a guess"
-
-_FAMILIES_OF_MODALITY = {
-    "CT": {"ct"}, "MR": {"mr"}, "US": {"ultrasound"}, "PT": {"pet"}, "CR": {"xray", "dental-xray"},
-    "DX": {"xray", "dental-xray"}, "PX": {"dental-xray"}, "IO": {"dental-xray"}, "OPT": {"oct"}, "OP": {"fundus"},
-    "ES": {"endoscopy"}, "SM": {"histology", "fluorescence", "brightfield", "blood-smear"}, "DMS": {"dermoscopy"},
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -58,8 +52,8 @@ def understand(query: Query, card: ModelCard, modality: str = "") -> Understood:
     if trained is None:
         notes.append(GUESS)
     else:
-        families = _FAMILIES_OF_MODALITY.get(modality, set(trained.families))
-        if not families & set(trained.families):
+        families = modality_families(modality)
+        if families and not families & set(trained.families):
             notes.append(f"trained on {', '.join(trained.families)} only, this image is {modality}: result is a guess")
     return Understood(query, trained.words if trained else typed, concept, trained, tuple(notes))
 

@@ -213,10 +213,14 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
     parser.add_argument("--out", type=Path, default=Path("src/lexitome/assets/compact"))
     parser.add_argument("--side", type=int, default=320, help="side of the pictures at inference")
+    parser.add_argument("--note", default="", help="what the card's provenance should say about the run")
     args = parser.parse_args()
     checkpoint = args.run / "last.pt"
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    provenance = {"steps": state["step"], "train_config": state["train_config"], "model_config": state["model_config"]}
+    provenance = {
+        "steps": state["step"], "train_config": state["train_config"], "model_config": state["model_config"],
+        "note": args.note,
+    }  # fmt: skip
     write_model(load_average(checkpoint), open_sets(args.data, args.cache), args.side, args.out, provenance)
 
 

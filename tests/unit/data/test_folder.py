@@ -52,6 +52,18 @@ def test_targets_cover_labels_groups_and_the_overlapping_map(folder: Path) -> No
     assert codes.max() == 2 + EXTRA_SHIFT
 
 
+def test_a_word_that_two_labels_share_means_both(folder: Path) -> None:
+    meta = json.loads((folder / "dataset.json").read_text())
+    meta["groups"] = {}
+    for entry in meta["labels"].values():
+        entry["synonyms"] = ["pulmonary field"]
+    (folder / "dataset.json").write_text(json.dumps(meta))
+    targets = {t.name: t for t in load_dataset(folder).targets}
+    assert "pulmonary field" not in targets["left lung"].synonyms
+    assert targets["pulmonary field"].labels == (1, 2) and targets["pulmonary field"].derived
+    assert targets["lung"].labels == (1, 2) and targets["lung"].derived  # of "left lung" and "right lung"
+
+
 def test_not_annotated_is_unknown(folder: Path) -> None:
     case = next(c for c in load_dataset(folder).cases if c.stem == "case3")
     assert case.unknown_labels == {2}
