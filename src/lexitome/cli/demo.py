@@ -1,4 +1,4 @@
-"""`lexitome demo`: three real images that ship with the installation, segmented by words."""
+"""`lexitome demo`: two real images that ship with the installation, segmented by words."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ class Example:
 
 
 EXAMPLES = (
-    Example("fundus.jpg", ("optic disc", "retinal vessel")),
-    Example("histology.jpg", ("nuclei",)),
+    Example("fundus.jpg", ("optic disc", "retinal vessel", "polyp")),
     Example("abdomen-mr.dcm", ("liver", "left kidney", "right kidney")),
 )
 
@@ -37,9 +36,9 @@ def demo(
     ] = Path("lexitome-demo"),
     debug: Debug = False,
 ) -> None:
-    """Segment three images that ship along.
+    """Segment two images that ship along.
 
-    A fundus photograph, a histology image and an MR slice, by words; nothing is downloaded.
+    A fundus photograph and an abdominal MR slice, by words; nothing is downloaded.
     """
     from lexitome.cli.plan import check_folder
     from lexitome.cli.run import run_jobs
@@ -58,14 +57,14 @@ def demo(
 def copy_images(folder: Path) -> list[Path]:
     """Copies of the demo images, so that the user can go on with them; paths in the order of `EXAMPLES`.
 
-    Two ship in our package, the DICOM slice in pydicom's.
+    One ships in our package, the DICOM slice in pydicom's.
     """
     from pydicom import examples
 
     from lexitome.io.atomic import replacing
 
     copies = [folder / example.file for example in EXAMPLES]
-    ours = [files("lexitome").joinpath("assets", "demo", copy.name) for copy in copies[:2]]
+    ours = [files("lexitome").joinpath("assets", "demo", copy.name) for copy in copies[:1]]
     contents = (*(file.read_bytes() for file in ours), Path(examples.get_path("overlay")).read_bytes())
     for copy, content in zip(copies, contents, strict=True):
         with replacing(copy) as temporary:

@@ -47,8 +47,14 @@ def test_things_are_found_where_they_are(
     assert abs(x - place[0]) <= tolerance and abs(y - place[1]) <= tolerance
 
 
-@pytest.mark.parametrize(("folder", "name"), [("fundus", "retinal vessel"), ("histology", "nuclei")])
+@pytest.mark.parametrize(("folder", "name"), [("fundus", "retinal vessel")])
 def test_scattered_things_are_found(output: Path, folder: str, name: str) -> None:
     findings = json.loads((output / folder / "statistics.json").read_text())["findings"]
     entry = next(finding for finding in findings if finding["name"] == name)
     assert entry["found"] and entry["components"] > 1
+
+
+def test_what_is_not_there_is_not_found(output: Path) -> None:
+    findings = json.loads((output / "fundus" / "statistics.json").read_text())["findings"]
+    polyp = next(finding for finding in findings if finding["name"] == "polyp")
+    assert not polyp["found"] and polyp["presence"] < 0.5

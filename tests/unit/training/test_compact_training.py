@@ -168,16 +168,18 @@ def test_thresholds_separate_present_from_absent(sets: list[CachedDataset], monk
     assert set(thresholds) >= {"polyp", "spleen"} and 0 < default < 1
 
 
-def test_best_threshold_weighs_misses_and_leans_low() -> None:
-    clear = best_threshold(np.array([0.1, 0.2]), np.array([0.8, 0.9]))
-    assert 0.25 < clear < 0.5
-    overlapping = best_threshold(np.array([0.1, 0.3, 0.9, 0.95]), np.array([0.4, 0.92, 0.97, 0.99]))
+def test_best_threshold_weighs_misses_leans_low_and_stays_in_bounds() -> None:
+    clear = best_threshold(np.array([0.1, 0.2]), np.array([0.8, 0.9]), 0.5)
+    assert 0.2 < clear < 0.22
+    overlapping = best_threshold(np.array([0.1, 0.3, 0.9, 0.95]), np.array([0.4, 0.92, 0.97, 0.99]), 0.9)
     assert 0.3 < overlapping <= 0.4  # missing one costs more than two false ones of four
+    assert best_threshold(np.array([0.7, 0.8]), np.array([0.9, 0.95]), 0.5) <= 0.5
 
 
 def test_hard_absent_pairs_come_first() -> None:
-    assert Scores(hard=[0.5] * 8, easy=[0.1] * 50).absent == [0.5] * 8
-    assert len(Scores(hard=[0.5] * 3, easy=[0.1] * 50).absent) == 53
+    assert Scores(near=[0.5] * 8, far=[0.1] * 50).absent == [0.5] * 8
+    assert len(Scores(near=[0.5] * 3, far=[0.1] * 50).absent) == 53
+    assert Scores(own=[0.5] * 8).highest > Scores(near=[0.5] * 8).highest == 0.5
 
 
 def test_a_target_the_vocabulary_does_not_know_stops_the_export(sets: list[CachedDataset]) -> None:
