@@ -42,7 +42,7 @@ def test_block(number: int, workplace: Path) -> None:
     language, code = BLOCKS[number]
     assert run(language, code, workplace)
     if language == "sh":
-        expected = ("out/optic_disc.png", "out/retinal_vessel.png", "out/preview.png", "out/statistics.json",
+        expected = ("out/polyp.png", "out/retinal_vessel.png", "out/preview.png", "out/statistics.json",
                     "out/report.json", "batch/fundus/retinal_vessel.png", "seg/segmentation.dcm", "click/points.png",
                     "demo-output/fundus/preview.png", "demo-output/abdomen-mr/report.json")  # fmt: skip
         assert not [name for name in expected if not (workplace / name).is_file()]

@@ -24,7 +24,7 @@ class Example:
 
 
 EXAMPLES = (
-    Example("fundus.jpg", ("optic disc", "retinal vessel", "polyp")),
+    Example("fundus.jpg", ("retinal vessel", "polyp")),
     Example("abdomen-mr.dcm", ("liver", "left kidney", "right kidney")),
 )
 

@@ -34,7 +34,7 @@ MIRROR = FREE_ROTATION | {
 """Sets without a left and a right of the patient that could be confused."""
 BOOST = {
     "btcv_abdomen_ct2d": 4.0, "chaos_liver_kidney_spleen_mr2d": 1.5, "kvasir_seg": 2.0, "drosophila_vnc_sstem": 2.0,
-    "hippocampus_msd_mr3d": 0.4, "drive": 2.5, "imlab_lung_ct2d": 1.5, "openkbp_hn_ct3d": 0.8,
+    "hippocampus_msd_mr3d": 0.4, "drive": 2.5, "imlab_lung_ct2d": 3.0, "openkbp_hn_ct3d": 0.8,
     "usgra_nerve_vessel_us": 1.5, "la_atrium_mr3d": 0.6, "sts_sarcoma_pet3d": 0.4, "isic2017": 1.5,
     "shenzhen_cxr_lungs": 0.7, "wbc_tecom": 0.7,
 }  # fmt: skip
@@ -178,7 +178,17 @@ def augment(cached: CachedDataset, index: int, side: int, rng: np.random.Generat
     codes = torch.from_numpy(np.array(cached.codes[index]))[None, None].float()
     picture = F.grid_sample(picture, grid, "bilinear", "zeros", align_corners=False)[0]
     codes = F.grid_sample(codes, grid, "nearest", "zeros", align_corners=False)[0, 0]
-    return change_tone(picture, rng), codes.numpy().astype(np.uint8)
+    picture = change_tone(change_window(picture, rng) if cached.dataset.family == "ct" else picture, rng)
+    return picture, codes.numpy().astype(np.uint8)
+
+
+def change_window(picture: Tensor, rng: np.random.Generator) -> Tensor:
+    """Half of the time another window and gamma of a (3, S, S) CT picture in 0..255: exports come with any."""
+    if rng.random() < 0.5:
+        return picture
+    low, high = rng.uniform(-0.3, 0.25), rng.uniform(0.6, 1.4)
+    x = ((picture / 255.0 - low) / (high - low)).clamp(0, 1)
+    return 255.0 * x ** float(np.exp(rng.normal(0, 0.35)))
 
 
 def change_tone(picture: Tensor, rng: np.random.Generator) -> Tensor:

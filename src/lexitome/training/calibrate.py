@@ -17,7 +17,7 @@ from lexitome.text import TextEncoder
 
 FEWEST_PAIRS = 8
 """A concept with fewer present or absent validation pairs shares the default threshold."""
-LOWEST, HIGHEST, HIGHEST_ASKED = 0.05, 0.5, 0.9
+LOWEST, HIGHEST, HIGHEST_ASKED = 0.01, 0.5, 0.9
 """Bounds. One half is what the network was trained to mean; only where a set asks for its targets mostly in pictures
 that show them (many organs, few slices without) does raw presence run high, and validation pairs can tell how much."""
 MISS_COST = 2.0
@@ -79,7 +79,7 @@ def best_threshold(absent: NDArray[np.float64], present: NDArray[np.float64], hi
     The lowest, since pictures from elsewhere show their targets with less certainty than validation pictures: a target
     that is certain here (0.99 against 0.01) would often be missed there by a threshold half-way.
     """
-    candidates = np.linspace(LOWEST, highest, 171)
+    candidates = 1 / (1 + np.exp(-np.linspace(np.log(LOWEST / (1 - LOWEST)), np.log(highest / (1 - highest)), 171)))
     accuracy = np.array([(absent < t).mean() + MISS_COST * (present >= t).mean() for t in candidates])
     best = np.flatnonzero(accuracy >= accuracy.max() - TOLERANCE)
     return round(float(candidates[best[0]]), 4)

@@ -30,7 +30,6 @@ def test_files(output: Path) -> None:
 @pytest.mark.parametrize(
     ("folder", "name", "place", "tolerance"),
     [
-        ("fundus", "optic disc", (138, 355), 60),
         ("abdomen-mr", "liver", (105, 155), 60),
         ("abdomen-mr", "right kidney", (150, 220), 60),
         ("abdomen-mr", "left kidney", (317, 225), 60),
