@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from lexitome.data.intensity import View, Window, choose_view, is_hounsfield, to_pictures
+from lexitome.data.intensity import SOFT_TISSUE, View, Window, choose_view, is_hounsfield, to_pictures
 from lexitome.data.prompt_maps import STRIDE
 from lexitome.inference.consistency import drop_specks, smooth_slices
 from lexitome.inference.prompting import Understood, spatial_maps, understand
-from lexitome.models.catalog import CATALOG, ModelCard
+from lexitome.models.catalog import CATALOG, ModelCard, weights_hash
 from lexitome.prompts import Query
 from lexitome.segmentation import Finding, Segmentation
 from lexitome.text import TextEncoder
@@ -88,8 +88,6 @@ class Segmenter:
         began = time.perf_counter()
         card = CATALOG[model]
         encoder, decoder = (card.files.joinpath(f"{part}.onnx").read_bytes() for part in ("encoder", "decoder"))
-        from lexitome.models.catalog import weights_hash
-
         found = weights_hash(encoder, decoder)
         if found != card.sha256:
             raise ValueError(f"weights of {model!r} are damaged (SHA-256 {found[:12]}, expected {card.sha256[:12]}); "
@@ -103,7 +101,7 @@ class Segmenter:
         view = choose_view(volume)
         held = {}
         if volume.grid[view.order[0]] <= HELD_SLICES:
-            window = self._windows(volume, None)
+            window = SOFT_TISSUE if is_hounsfield(volume) else None
             held[window] = tuple(self._encode_picture(p) for p in to_pictures(volume, window))
         return Encoded(volume, view, held, time.perf_counter() - began)
 
@@ -132,9 +130,11 @@ class Segmenter:
         maps = [spatial_maps(u.query, view, volume, side) for u in asked]
         vectors = self.text.embed([u.words for u in asked])
         answers = [SliceAnswer(np.zeros((slices, side, side), np.float16), np.zeros(slices, np.float32)) for _ in asked]
+        hounsfield = is_hounsfield(volume)  # looks at every voxel: once, not for each query
         by_window: dict[Window | None, list[int]] = {}
         for i, u in enumerate(asked):
-            by_window.setdefault(self._windows(volume, u), []).append(i)
+            window = u.trained.window if u.trained is not None else None
+            by_window.setdefault((window or SOFT_TISSUE) if hounsfield else None, []).append(i)
         thresholds = [u.trained.threshold if u.trained else self.card.default_threshold for u in asked]
         even = np.log(thresholds) - np.log1p(np.negative(thresholds))  # the logit that means "as likely as not"
         nowhere = np.zeros((3, side // STRIDE, side // STRIDE), np.float32)
@@ -185,16 +185,6 @@ class Segmenter:
         side = self.card.side
         square = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR), np.float32)
         return tuple(self._run(self.encoder, {"pictures": square.transpose(2, 0, 1)[None]}))
-
-    def _windows(self, volume: Volume, understood: Understood | None) -> Window | None:
-        """The CT window for a query: its concept's, else the default; None for everything that is not CT."""
-        from lexitome.data.intensity import SOFT_TISSUE
-
-        if not is_hounsfield(volume):
-            return None
-        if understood is None or understood.trained is None or understood.trained.window is None:
-            return SOFT_TISSUE
-        return understood.trained.window
 
     @staticmethod
     def _run(session: object, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:

@@ -11,7 +11,7 @@ A spatial prompt is a map (Q, 3, S / 4, S / 4): inside the box, around positive 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -35,9 +35,6 @@ class CompactConfig:
     text_dim: int = 128
     path: tuple[int, int, int] = (32, 64, 128)
     """Channels of the decoder's U-Net path, and of the skips that join it, at stride 2, 4, 8."""
-
-    def to_dict(self) -> dict[str, object]:
-        return asdict(self)
 
 
 class Features(NamedTuple):
