@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from pydicom.uid import UltrasoundImageStorage
 from test_write_contours import filled
 from write_phantoms import (
+    AFFINES,
     GRID,
     LIVER,
     affine_of,
@@ -25,14 +26,6 @@ from lexitome.errors import InputError
 from lexitome.io.write import write
 from lexitome.segmentation import Finding, Segmentation
 from lexitome.volume import LPS_TO_RAS, PIXEL_AFFINE, Source, Volume
-
-AFFINES = {
-    "plain": affine_of(),
-    "oblique": affine_of(angles=(0.3, -0.5, 1.1)),
-    "negated": affine_of(signs=(-1, 1, -1)),
-    "left-handed oblique": affine_of(angles=(2.0, 0.4, -0.7), signs=(1, -1, 1)),
-    "anisotropic": affine_of(spacing=(0.31, 0.44, 9.5), angles=(0.0, 0.2, 0.0)),
-}
 
 
 def disjoint(volume: Volume) -> Segmentation:

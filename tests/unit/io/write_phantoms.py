@@ -162,3 +162,12 @@ def _common(sop_class: str, study: str, series: str, frame: str, grid: tuple[int
     header.HighBit, header.PixelRepresentation = 15, 1
     header.RescaleIntercept, header.RescaleSlope = 0, 1
     return header
+
+
+AFFINES = {
+    "plain": affine_of(),
+    "oblique": affine_of(angles=(0.3, -0.5, 1.1)),
+    "negated": affine_of(signs=(-1, 1, -1)),
+    "left-handed oblique": affine_of(angles=(2.0, 0.4, -0.7), signs=(1, -1, 1)),
+    "anisotropic": affine_of(spacing=(0.31, 0.44, 9.5), angles=(0.0, 0.2, 0.0)),
+}
