@@ -1,32 +1,37 @@
 """Decoded pictures on disk, so that training reads memory instead of JPEGs.
 
-One folder for each dataset: `images.npy` (N, S, S, 3) uint8, `codes.npy` (N, S, S) uint8 (`folder.EXTRA_SHIFT`) and
-`rows.json` with the identity of each row. Written once, under a temporary name until complete; opened as memory maps.
+One folder for each dataset: `images.npy` (N, S, S, 3) uint8, `codes.npy` (N, S, S) uint8 (`folder.EXTRA_SHIFT`),
+`instances.npy` (N, S, S) uint16 where objects are told apart, and `rows.json` with the identity of each row. The
+three channels of a volume's picture are the slice and its neighbours (`intensity.with_neighbours`), and volumes with
+nearly cubic voxels are cut along all three axes. Written once, under a temporary name until complete; opened as
+memory maps.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from lexitome.data.cases import read_case
-from lexitome.data.folder import Dataset
-from lexitome.data.intensity import choose_view, to_pictures
-
-SLICE_STEP = {"hippocampus_msd_mr3d": 3, "la_atrium_mr3d": 2, "openkbp_hn_ct3d": 2}
-"""Neighbouring slices of a volume are near-duplicates: training takes every n-th; evaluation never uses the cache."""
+from lexitome.data.cases import read_case, read_instances
+from lexitome.data.dataset import Case, Dataset
+from lexitome.data.intensity import to_pictures, views_of, with_neighbours
+from lexitome.data.sources.folder import load_dataset
+from lexitome.data.traits import CACHE_SIDE, SetTraits, traits_of
 
 
 @dataclass(frozen=True)
 class Row:
-    """Identity of one cached picture. ``present`` lists the codes that occur in its mask."""
+    """Identity of one cached picture. ``present`` lists the codes that occur in its mask; ``stacked`` says that its
+    channels are neighbouring slices, ``axis`` which voxel axis (0 = z) they were cut along."""
 
     stem: str
     slice: int
@@ -34,6 +39,8 @@ class Row:
     split: str
     present: tuple[int, ...]
     unknown: tuple[int, ...]
+    axis: int = 0
+    stacked: bool = False
 
     @staticmethod
     def from_json(entry: dict) -> Row:
@@ -43,37 +50,103 @@ class Row:
 @dataclass(frozen=True, eq=False)
 class CachedDataset:
     dataset: Dataset
+    traits: SetTraits
     images: NDArray[np.uint8]
     codes: NDArray[np.uint8]
+    instances: NDArray[np.uint16] | None
     rows: tuple[Row, ...]
 
 
-def open_cache(dataset: Dataset, folder: Path, side: int) -> CachedDataset:
-    """The cache of a dataset below `folder`, built on first use."""
-    place = folder / f"{dataset.name}-{side}"
+def open_cache(
+    dataset: Dataset, folder: Path, *, traits: SetTraits | None = None, side: int | None = None
+) -> CachedDataset:
+    """The cache of a dataset below `folder`, built on first use and again when its files change.
+
+    Args:
+        traits: what is known about the set, by default `traits_of` it.
+        side: of the pictures, by default what the traits ask for.
+    """
+    traits = traits or traits_of(dataset)
+    side = side or CACHE_SIDE[traits.size]
+    place = folder / f"{dataset.name}-{side}-{_fingerprint(dataset, traits)}"
     if not place.exists():
-        _build(dataset, place, side)
+        _build(dataset, traits, place, side)
     rows = tuple(Row.from_json(entry) for entry in json.loads((place / "rows.json").read_text()))
     images, codes = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("images", "codes"))
-    return CachedDataset(dataset, images, codes, rows)
+    objects = place / "instances.npy"
+    instances = np.load(objects, mmap_mode="r") if objects.exists() else None
+    return CachedDataset(dataset, traits, images, codes, instances, rows)
 
 
-def _build(dataset: Dataset, place: Path, side: int) -> None:
-    images, codes, rows = [], [], []
+def open_sets(data: Path, cache: Path) -> list[CachedDataset]:
+    """Every annotated folder below `data`, cached."""
+    return [open_cache(load_dataset(d), cache) for d in sorted(data.iterdir()) if (d / "dataset.json").exists()]
+
+
+def _fingerprint(dataset: Dataset, traits: SetTraits) -> str:
+    """Eight digits that change when a file, the split, or the way of cutting changes."""
+    digest = hashlib.sha256(repr((dataset.window, traits.slice_step)).encode())
     for case in dataset.cases:
-        volume, reference = read_case(case)
-        pictures = to_pictures(volume, dataset.window)
-        masks = np.ascontiguousarray(choose_view(volume).apply(reference))
-        step = SLICE_STEP.get(dataset.name, 1)
-        for index in range(0, len(pictures), step):
-            images.append(np.asarray(Image.fromarray(pictures[index]).resize((side, side), Image.Resampling.BILINEAR)))
-            codes.append(np.asarray(Image.fromarray(masks[index]).resize((side, side), Image.Resampling.NEAREST)))
-            present = tuple(int(c) for c in np.unique(codes[-1]) if c)
-            rows.append(Row(case.stem, index, case.unit, case.split, present, tuple(sorted(case.unknown_labels))))
+        digest.update(repr((case.stem, case.unit, case.split, sorted(case.unknown_labels), *_reading(case))).encode())
+        for path in case.files:
+            found = path.stat() if path.exists() else None
+            digest.update(repr(found and (path.name, found.st_size, found.st_mtime_ns)).encode())
+    return digest.hexdigest()[:8]
+
+
+def _reading(case: Case) -> list[tuple[str, int | str]]:
+    """How the files of a case are read where that is not the usual way, such as which label means "not judged"."""
+    content = case.content
+    if not is_dataclass(content):
+        return []
+    values = [(entry.name, getattr(content, entry.name), entry.default) for entry in fields(content)]
+    return [(name, value) for name, value, usual in values if isinstance(value, int | str) and value != usual]
+
+
+def _build(dataset: Dataset, traits: SetTraits, place: Path, side: int) -> None:
+    images, codes, instances, rows = [], [], [], []
+    for case in dataset.cases:
+        for picture, mask, objects, row in _pictures_of(case, dataset, traits.slice_step):
+            images.append(np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR)))
+            codes.append(_nearest(mask, side))
+            if objects is not None:
+                instances.append(_nearest(objects, side))
+            rows.append(replace(row, present=tuple(int(c) for c in np.unique(codes[-1]) if c)))
+    arrays = {"images": images, "codes": codes, **({"instances": instances} if instances else {})}
     temporary = place.with_name(f".{place.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    np.save(temporary / "images.npy", np.stack(images))
-    np.save(temporary / "codes.npy", np.stack(codes))
-    (temporary / "rows.json").write_text(json.dumps([asdict(row) for row in rows]))
-    os.replace(temporary, place)
+    try:
+        temporary.mkdir(parents=True, exist_ok=True)
+        for name, planes in arrays.items():
+            np.save(temporary / f"{name}.npy", np.stack(planes))
+        (temporary / "rows.json").write_text(json.dumps([asdict(row) for row in rows]))
+        os.replace(temporary, place)
+    except OSError:
+        if not place.exists():  # else another process was as quick
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+Picture = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16] | None, Row]
+
+
+def _pictures_of(case: Case, dataset: Dataset, step: int) -> Iterator[Picture]:
+    """(H, W, 3) picture, (H, W) codes, (H, W) instance ids or None, and identity of each slice of a case."""
+    volume, codes = read_case(case)
+    objects = read_instances(case, volume)
+    stacked = not volume.is_2d and volume.array.shape[0] == 1
+    for view in views_of(volume):
+        pictures = to_pictures(volume, dataset.window, view)
+        pictures = with_neighbours(pictures) if stacked else pictures
+        masks = np.ascontiguousarray(view.apply(codes))
+        ids = None if objects is None else np.ascontiguousarray(view.apply(objects))
+        for index in range(0, len(pictures), step):
+            row = Row(case.stem, index, case.unit, case.split, (), tuple(sorted(case.unknown_labels)), view.order[0],
+                      stacked)  # fmt: skip
+            yield pictures[index], masks[index], None if ids is None else ids[index].astype(np.uint16), row
+
+
+def _nearest(plane: NDArray[np.generic], side: int) -> NDArray:
+    """(H, W) to (side, side) by the nearest pixel, in any integer type."""
+    rows, columns = (((np.arange(side) + 0.5) * n / side).astype(int) for n in plane.shape)
+    return plane[np.ix_(rows, columns)]

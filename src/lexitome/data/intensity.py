@@ -51,20 +51,39 @@ def choose_view(volume: Volume) -> View:
     """The slicing plane and orientation for a volume; the identity for 2D images and unknown spacing."""
     if volume.is_2d or not volume.spacing_known:
         return View()
-    cosines = volume.affine[:3, :3] / np.linalg.norm(
-        volume.affine[:3, :3], axis=0
-    )  # world (rows) of voxel axes x, y, z
-    world_of = _closest_world_axes(cosines)
+    world_of = _closest_world_axes(_cosines(volume))
     spacing = np.array(volume.spacing)
     thickest = int(spacing.argmax())
-    axial = world_of.index(2)
     is_thick = spacing[thickest] > 2 * np.delete(spacing, thickest).max()
     plane_of = {2: _AXIAL, 1: _CORONAL, 0: _SAGITTAL}
-    plane = plane_of[world_of[thickest if is_thick else axial]]
+    return _view_of(volume, plane_of[world_of[thickest]] if is_thick else _AXIAL)
+
+
+CUBIC = 2.0
+"""Voxels whose longest side is at most this many times their shortest are cut along every axis."""
+
+
+def views_of(volume: Volume) -> list[View]:
+    """`choose_view`, then for a volume of nearly cubic voxels the two other planes, hung as a radiologist would."""
+    first = choose_view(volume)
+    if volume.is_2d or not volume.spacing_known or max(volume.spacing) > CUBIC * min(volume.spacing):
+        return [first]
+    planes = [_view_of(volume, plane) for plane in (_AXIAL, _CORONAL, _SAGITTAL)]
+    return [first, *(view for view in planes if view.order[0] != first.order[0])]
+
+
+def _view_of(volume: Volume, plane: tuple[tuple[int, int], ...]) -> View:
+    cosines = _cosines(volume)
+    world_of = _closest_world_axes(cosines)
     voxel_axes = [world_of.index(world) for world, _ in plane]
     flips = tuple(i for i, (world, sign) in enumerate(plane) if cosines[world, voxel_axes[i]] * sign < 0)
     order = tuple(2 - axis for axis in voxel_axes)  # voxel axis x is array axis 2
     return View((order[0], order[1], order[2]), flips)
+
+
+def _cosines(volume: Volume) -> NDArray[np.float64]:
+    """World directions (rows R, A, S) of the voxel axes x, y, z (columns)."""
+    return volume.affine[:3, :3] / np.linalg.norm(volume.affine[:3, :3], axis=0)
 
 
 def _closest_world_axes(cosines: NDArray[np.float64]) -> list[int]:
@@ -83,13 +102,22 @@ def is_hounsfield(volume: Volume) -> bool:
     return bool(array.min() <= -500 and array.max() >= 0) or volume.modality == "CT"
 
 
-def to_pictures(volume: Volume, window: Window | None = None) -> NDArray[np.uint8]:
-    """(slice, row, column, 3) uint8 pictures of the volume, cut by `choose_view`.
+def with_neighbours(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Grey (slice, row, column, 3) pictures to the same shape, the channels now the slice before, the slice, the slice
+    after (the first and the last slice repeated)."""
+    grey = pictures[..., 0]
+    before, after = np.concatenate([grey[:1], grey[:-1]]), np.concatenate([grey[1:], grey[-1:]])
+    return np.stack([before, grey, after], axis=-1)
+
+
+def to_pictures(volume: Volume, window: Window | None = None, view: View | None = None) -> NDArray[np.uint8]:
+    """(slice, row, column, 3) uint8 pictures of the volume.
 
     Args:
         window: (low, high) in the volume's units; by default what the module docstring says (soft tissue for CT).
+        view: how to cut, by default `choose_view`.
     """
-    view = choose_view(volume)
+    view = view or choose_view(volume)
     if volume.array.shape[0] == 3 and volume.array.dtype == np.uint8:
         return np.stack([view.apply(channel) for channel in volume.array], axis=-1)
     if window is None and is_hounsfield(volume):

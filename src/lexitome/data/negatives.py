@@ -8,8 +8,9 @@ that its pictures can show; they are never used as negatives there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from lexitome.data.folder import Dataset, Target
+from lexitome.data.dataset import UNKNOWN_FAMILY, Dataset, Target
 
 _ABDOMEN = {"spleen", "right kidney", "left kidney", "kidney", "gallbladder", "esophagus", "liver", "stomach", "aorta",
             "inferior vena cava", "portal and splenic veins", "pancreas", "right adrenal gland", "left adrenal gland",
@@ -81,3 +82,20 @@ def surely_absent(dataset: Dataset, others: Sequence[Dataset], *, same_family: b
         for target in other.targets
         if target.name not in blocked and not ({target.name, *target.synonyms} & {t.name for t in dataset.targets})
     ]
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """A concept that a model was taught, and the modality families in which it is seen."""
+
+    target: Target
+    families: tuple[str, ...]
+
+
+def foreign(dataset: Dataset, strangers: Sequence[Stranger]) -> list[Target]:
+    """What a set of unknown content surely lacks: things that only other modalities show; nothing if its own modality
+    is not known."""
+    if dataset.family == UNKNOWN_FAMILY:
+        return []
+    own = {word for target in dataset.targets for word in (target.name, *target.synonyms)}
+    return [s.target for s in strangers if dataset.family not in s.families and s.target.name not in own]

@@ -7,7 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lexitome.data.intensity import LUNG, SOFT_TISSUE, View, choose_view, is_hounsfield, to_pictures
+from lexitome.data.intensity import (
+    LUNG,
+    SOFT_TISSUE,
+    View,
+    choose_view,
+    is_hounsfield,
+    to_pictures,
+    views_of,
+    with_neighbours,
+)
 from lexitome.volume import PIXEL_AFFINE, Volume
 
 orders = st.permutations([0, 1, 2]).map(tuple)
@@ -99,3 +108,49 @@ def test_channels_of_deep_colour_keep_their_proportions() -> None:
     deep[0], deep[1], deep[2] = 60000, 30000, np.linspace(0, 60000, 100).reshape(1, 10, 10)
     red, green, _ = to_pictures(Volume(deep, PIXEL_AFFINE, spacing_known=False))[0, 5, 5]
     assert red == 255 and green == pytest.approx(128, abs=2)
+
+
+CODES = ["LPS", "RAS", "LAS", "RPI", "SLP", "PSL", "ASR", "IPL"]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_nearly_cubic_volumes_are_cut_three_ways_as_a_radiologist_hangs_them(code: str) -> None:
+    """The marked corner is the patient's right, anterior, superior one: it lies in the last axial slice top left, in
+    the last coronal slice (they run to anterior) top left, in the last sagittal slice (to right) top left."""
+    volume = marked(code)
+    views = views_of(volume)
+    assert views[0] == choose_view(volume) and len({view.order[0] for view in views}) == 3
+    for view in views:
+        pictures = to_pictures(volume, None, view)
+        assert np.argwhere(pictures[..., 0] == 255).tolist() == [[len(pictures) - 1, 0, 0]]
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("voxel", [(0, 0, 0), (5, 6, 7), (1, 4, 2)])
+def test_a_marked_voxel_is_where_the_view_says(code: str, voxel: tuple[int, int, int]) -> None:
+    array = np.zeros((1, 6, 7, 8), np.uint8)
+    array[0][voxel] = 255
+    volume = Volume(array, oriented(code, (1.0, 1.3, 1.6)))
+    for view in views_of(volume):
+        pictures = to_pictures(volume, None, view)
+        assert np.argwhere(view.undo(pictures[..., 0])).tolist() == [list(voxel)]
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 2.5), (2.5, 1.0, 1.0), (0.4, 1.0, 0.9), (1.0, 1.0, 9.0)])
+def test_other_volumes_are_cut_one_way(spacing: tuple[float, float, float]) -> None:
+    volume = marked("LPS", spacing)
+    assert views_of(volume) == [choose_view(volume)]
+
+
+def test_pictures_and_volumes_without_spacing_are_cut_one_way() -> None:
+    flat = Volume(np.zeros((1, 1, 5, 5), np.uint8), np.eye(4))
+    unknown = Volume(np.zeros((1, 5, 5, 5), np.uint8), PIXEL_AFFINE, spacing_known=False)
+    assert views_of(flat) == views_of(unknown) == [View()]
+
+
+def test_neighbours_become_channels() -> None:
+    grey = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 3, 3), np.uint8)
+    stacked = with_neighbours(grey)
+    assert stacked.shape == grey.shape and stacked.dtype == np.uint8
+    assert stacked[:, 0, 0].tolist() == [[0, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4]]
+    assert with_neighbours(grey[2:3])[0, 0, 0].tolist() == [2, 2, 2]
