@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from lexitome import io
 from lexitome.errors import InputError
 from lexitome.inference.segmenter import Segmenter
+from lexitome.models.catalog import find_model
 from lexitome.prompts import Box, Point, Query, Spatial, Text
 from lexitome.segmentation import Segmentation
 from lexitome.volume import Volume
@@ -25,8 +26,9 @@ def segment(
     *,
     boxes: Sequence[Box | Sequence[float]] = (),
     points: Sequence[Point | Sequence[float]] = (),
-    model: str = "compact",
+    model: str | Path = "compact",
     threads: int | None = None,
+    flips: bool = False,
 ) -> Segmentation:
     """Find things in an image.
 
@@ -36,15 +38,16 @@ def segment(
         text: one or several concepts in words.
         boxes: `Box` or (x0, y0, x1, y1[, z0, z1]), voxel coordinates of the image as read, corners included.
         points: `Point` or (x, y[, z]), voxel coordinates; a plain tuple means "inside".
-        model: a name of ``lexitome models``.
+        model: a name of ``lexitome models``, or a folder that holds a model.
         threads: CPU threads; by default as many as there are cores.
+        flips: average with the answers about the mirrored image, where the text names no side; takes twice as long.
 
     Returns:
         One finding for each text, on the image's own grid. Boxes and points together describe one thing: with words
         they say where to look for each, without words they are the prompt.
 
     Raises:
-        InputError: the image cannot be used, or a prompt does not fit it.
+        InputError: the image cannot be used, a prompt does not fit it, or there is no such model.
     """
     volume = as_volume(image)
     queries = make_queries(
@@ -53,13 +56,13 @@ def segment(
         [to_box(volume, box) for box in boxes],
         [to_point(volume, point) for point in points],
     )
-    segmenter = _segmenter(model, threads)
-    return segmenter.decode(segmenter.encode(volume), queries)
+    segmenter = _segmenter(str(model), find_model(model).sha256, threads)
+    return segmenter.decode(segmenter.encode(volume, queries), queries, flips=flips)
 
 
 @lru_cache(maxsize=1)
-def _segmenter(model: str, threads: int | None) -> Segmenter:
-    """Loaded once: a segmenter holds weights and no state of any image."""
+def _segmenter(model: str, sha256: str, threads: int | None) -> Segmenter:
+    """Loaded once, and again when other weights take the place of a folder: a segmenter holds no state of any image."""
     return Segmenter.load(model, threads=threads)
 
 

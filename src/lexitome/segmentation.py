@@ -23,6 +23,8 @@ class Finding:
         score: mean mask probability inside the mask, 0 where empty.
         concept: the coded concept the words resolved to, None where uncoded or no words were given.
         notes: sentences the user should see, e.g. "untrained concept: result is a guess".
+        instances: (Z, Y, X) ids of the objects in the mask, 1 and up without gaps, 0 outside; None where the model
+            cannot tell objects of this kind apart.
     """
 
     name: str
@@ -31,10 +33,16 @@ class Finding:
     score: float
     concept: Concept | None = None
     notes: tuple[str, ...] = ()
+    instances: NDArray[np.uint16] | None = None
 
     @property
     def found(self) -> bool:
         return bool(self.mask.any())
+
+    @property
+    def objects(self) -> int | None:
+        """How many objects there are, None where they are not told apart."""
+        return None if self.instances is None else int(self.instances.max(initial=0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +60,9 @@ class Segmentation:
         for finding in self.findings:
             if finding.mask.shape != self.volume.grid or finding.mask.dtype != np.bool_:
                 raise ValueError(f"mask of {finding.name!r} must be bool {self.volume.grid}, got {finding.mask.shape}")
+            ids = finding.instances
+            if ids is not None and (ids.shape != self.volume.grid or ids.dtype != np.uint16):
+                raise ValueError(f"instances of {finding.name!r} must be uint16 {self.volume.grid}, got {ids.shape}")
 
     def __getitem__(self, name: str) -> Finding:
         for finding in self.findings:

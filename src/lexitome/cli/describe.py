@@ -21,15 +21,29 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
+Models = Annotated[
+    list[str] | None, typer.Argument(metavar="[MODEL]...", help="Names, or folders of models; by default all names.")
+]
+
+
+def _cards(models: list[str] | None) -> list[ModelCard]:
+    """The models that are named, or all that ship.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    from lexitome.models.catalog import CATALOG, find_model
+
+    return [find_model(model) for model in models or CATALOG]
+
+
 @app.command("models")
-def models(as_json: AsJson = False) -> None:
+def models(models: Models = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """List the models and their licences.
 
     With the licence of the weights and whether they are for research only.
     """
-    from lexitome.models.catalog import CATALOG
-
-    cards = list(CATALOG.values())
+    cards = _cards(models)
     if as_json:
         _print_json([describe_model(card) for card in cards])
         return
@@ -54,17 +68,19 @@ def describe_model(card: ModelCard) -> dict[str, Any]:
         "size_mb": card.size_mb,
         "sha256": card.sha256,
         "trained_concepts": sorted(trained.concept for trained in card.trained_concepts),
+        "countable": sorted(trained.concept for trained in card.trained_concepts if trained.countable),
+        "metrics": dict(card.metrics),
         "sets": [asdict(dataset) for dataset in card.sets],
     }
 
 
 @app.command("info")
-def info(as_json: AsJson = False) -> None:
+def info(models: Models = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """Say what this installation can do.
 
     Versions, models, formats, exit codes.
     """
-    facts = describe_installation()
+    facts = describe_installation(_cards(models))
     if as_json:
         _print_json(facts)
         return
@@ -78,15 +94,13 @@ def info(as_json: AsJson = False) -> None:
         print(f"exit code {code}: {meaning}")
 
 
-def describe_installation() -> dict[str, Any]:
+def describe_installation(cards: Sequence[ModelCard]) -> dict[str, Any]:
     """Everything `info` says, JSON-able."""
     from lexitome import __version__
     from lexitome.cli.report import machine, versions
     from lexitome.concepts import Vocabulary
     from lexitome.io.formats import IMAGE_SUFFIXES
-    from lexitome.models.catalog import CATALOG
 
-    cards = list(CATALOG.values())
     return {
         "version": __version__,
         "machine": machine(),

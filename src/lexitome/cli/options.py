@@ -121,6 +121,8 @@ class Settings:
     segment_type: SegmentType = SegmentType.binary
     preview: bool = False
     stats: bool = False
+    instances: bool = False
+    flips: bool = False
     model: str = "compact"
     threads: int | None = None
     fix_slices: bool = False

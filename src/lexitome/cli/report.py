@@ -32,13 +32,15 @@ def request_of(job: Job, settings: Settings) -> dict[str, object]:
 
 
 def make_report(
-    job: Job, settings: Settings, segmentation: Segmentation, files: Sequence[str], seconds: Mapping[str, float]
-) -> dict[str, object]:
+    job: Job, settings: Settings, segmentation: Segmentation, files: Sequence[str], seconds: Mapping[str, float],
+    instances: Sequence[str | None] = (),
+) -> dict[str, object]:  # fmt: skip
     """The run in one JSON-able value.
 
     Args:
         files: names of the files written, masks first in the order of the findings.
         seconds: wall time of reading and writing; loading, encoding and decoding are in the segmenter's provenance.
+        instances: name of each finding's map of objects, None for one without; empty if they were not asked for.
     """
     model = dict(segmentation.provenance)
     inner = model.pop("seconds", {})
@@ -51,7 +53,7 @@ def make_report(
         "request": request_of(job, settings),
         "input": _describe_input(segmentation.volume),
         "findings": [
-            _describe_finding(finding, files[index if separate else 0])
+            _describe_finding(finding, files[index if separate else 0], instances[index] if instances else None)
             for index, finding in enumerate(segmentation.findings)
         ],
         "files": list(files),
@@ -82,7 +84,7 @@ def _describe_input(volume: Volume) -> dict[str, object]:
     }
 
 
-def _describe_finding(finding: Finding, file: str) -> dict[str, object]:
+def _describe_finding(finding: Finding, file: str, instances_file: str | None) -> dict[str, object]:
     concept = finding.concept
     code = concept.code if concept else None
     return {
@@ -91,6 +93,8 @@ def _describe_finding(finding: Finding, file: str) -> dict[str, object]:
         "found": finding.found,
         "presence": round(float(finding.presence), 4),
         "score": round(float(finding.score), 4),
+        "objects": finding.objects,
+        "instances_file": instances_file,
         "concept": concept.name if concept else None,
         "code": asdict(code) if code else None,
         "notes": list(finding.notes),
@@ -108,7 +112,8 @@ def lines(segmentation: Segmentation, report: Mapping[str, object], job: Job) ->
         path = job.folder / entry["file"]
         if finding.found:
             key, amount = size(finding.mask, segmentation.volume)
-            what = f"found, {_amount(amount)} {_UNITS[key]}, presence {finding.presence:.2f}"
+            count = "" if finding.objects is None else f"{finding.objects} object{'s' * (finding.objects != 1)}, "
+            what = f"found, {count}{_amount(amount)} {_UNITS[key]}, presence {finding.presence:.2f}"
         else:
             what = f"not found, presence {finding.presence:.2f}"
         yield f"{finding.name}: {what} -> {path}"

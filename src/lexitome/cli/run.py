@@ -16,10 +16,10 @@ from lexitome.cli.console import OK, SOME_FAILED, Console
 from lexitome.cli.options import Format, Job, Settings
 from lexitome.cli.report import lines, make_report, request_of
 from lexitome.cli.staging import REPORT, finished, staged
-from lexitome.errors import InputError
 
 if TYPE_CHECKING:
     from lexitome.inference.segmenter import Segmenter
+    from lexitome.io.write import Written
     from lexitome.prompts import Query
     from lexitome.segmentation import Segmentation
     from lexitome.volume import Volume
@@ -53,10 +53,9 @@ def run_jobs(jobs: Sequence[Job], settings: Settings, console: Console) -> int:
     Raises:
         InputError: there is no such model, or the only job failed.
     """
-    from lexitome.models.catalog import CATALOG
+    from lexitome.models.catalog import find_model
 
-    if settings.model not in CATALOG:
-        raise InputError(f"--model {settings.model}", "there is no such model", f"Choose from {', '.join(CATALOG)}.")
+    find_model(settings.model)
 
     @cache
     def load() -> Segmenter:
@@ -115,12 +114,14 @@ def run_job(
         queries = queries_of(job, volume)
     segmenter = load()
     progress = None if show is None or volume.is_2d else lambda done, total: show(done, total, "slices")
-    segmentation = segmenter.decode(segmenter.encode(volume), queries, progress=progress)
+    encoded = segmenter.encode(volume, queries)
+    segmentation = segmenter.decode(encoded, queries, flips=settings.flips, progress=progress)
     with staged(job.folder) as staging:
         with watch.stage("write"):
-            files, notes = write_results(segmentation, staging, settings)
-        report = make_report(job, settings, segmentation, files, watch.seconds)
-        report["notes"] = list(notes)
+            written, files = write_results(segmentation, staging, settings)
+        instances = [None if path is None else path.name for path in written.instances]
+        report = make_report(job, settings, segmentation, files, watch.seconds, instances)
+        report["notes"] = list(written.notes)
         write_json(report, staging / REPORT)
     return segmentation, report
 
@@ -138,14 +139,15 @@ def natural_format(volume: Volume) -> Format:
     return Format.png if volume.is_2d and volume.source.format in _PICTURES else Format.nifti
 
 
-def write_results(segmentation: Segmentation, folder: Path, settings: Settings) -> tuple[list[str], tuple[str, ...]]:
-    """Masks, then preview and statistics if asked for; returns the file names and what the writer has to say."""
+def write_results(segmentation: Segmentation, folder: Path, settings: Settings) -> tuple[Written, list[str]]:
+    """Masks, then preview and statistics if asked for; returns what was written, and the names of all files."""
     from lexitome.io.write import write, write_json, write_picture
 
     format = settings.format or natural_format(segmentation.volume)
     written = write(
-        segmentation, folder, format=format.value, combined=settings.combined, segment_type=settings.segment_type.value
-    )
+        segmentation, folder, format=format.value, combined=settings.combined,
+        segment_type=settings.segment_type.value, instances=settings.instances,
+    )  # fmt: skip
     files = [path.name for path in written.paths]
     if settings.preview:
         from lexitome.inference.preview import preview
@@ -157,7 +159,7 @@ def write_results(segmentation: Segmentation, folder: Path, settings: Settings) 
 
         write_json(statistics(segmentation), folder / STATISTICS)
         files.append(STATISTICS)
-    return files, written.notes
+    return written, files
 
 
 @contextmanager

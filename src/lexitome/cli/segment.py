@@ -72,7 +72,15 @@ Stats = Annotated[bool, typer.Option("--stats", "-s", help="Also write statistic
 ReportOption = Annotated[
     bool, typer.Option("--report", help="Print the report (JSON, one line per input) instead of the summary.")
 ]
-Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME", help="See `lexitome models`.")]
+Instances = Annotated[
+    bool, typer.Option("--instances", help="Also write the objects of each mask: <prompt>_instances, ids from 1.")
+]
+Flips = Annotated[
+    bool, typer.Option("--flips", help="Average with the mirrored image, where no side is named; twice the time.")
+]
+Model = Annotated[
+    str, typer.Option("--model", "-m", metavar="NAME|DIR", help="See `lexitome models`; or the folder of a model.")
+]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads. By default all cores.")
 ]
@@ -94,6 +102,8 @@ def segment(  # noqa: PLR0913 - the signature is the command line
     segment_type: Kind = SegmentType.binary,
     preview: Preview = False,
     stats: Stats = False,
+    instances: Instances = False,
+    flips: Flips = False,
     report: ReportOption = False,
     model: Model = "compact",
     threads: Threads = None,
@@ -121,11 +131,15 @@ def segment(  # noqa: PLR0913 - the signature is the command line
         segment_type=segment_type,
         preview=preview,
         stats=stats,
+        instances=instances,
+        flips=flips,
         model=model,
         threads=threads,
         fix_slices=fix_slices,
         overwrite=not no_overwrite,
     )
+    if instances and format in (Format.dicom_seg, Format.dicom_rtstruct):
+        raise typer.TyperException(f"{format} holds masks, not the objects in them; use --format nifti --instances")
     console = Console(quiet=quiet, verbose=verbose, debug=debug, as_json=report)
     from lexitome.cli.run import run_jobs
 

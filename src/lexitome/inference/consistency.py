@@ -13,22 +13,36 @@ SMALLEST_PART = 0.1
 """Connected parts below this fraction of the largest are dropped (one organ, one body)."""
 
 
-def smooth_slices(probability: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(slice, row, column) probabilities, each averaged with its neighbours along the slice axis, edges repeated."""
-    if probability.shape[0] < 3:
-        return probability
-    from scipy import ndimage  # here, so that 2D images do not wait for it
+def smooth_slice(probability: NDArray[np.floating], index: int) -> NDArray[np.float32]:
+    """One of (slice, row, column) probabilities, averaged with its neighbours along the slice axis, edges repeated.
 
-    return np.asarray(ndimage.correlate1d(probability, SMOOTHING, axis=0, mode="nearest"), dtype=np.float32)
+    Slice by slice, since a volume of them in float32 would fill the memory.
+    """
+    last = len(probability) - 1
+    if last < 2:
+        return probability[index].astype(np.float32)
+    before, after = probability[max(index - 1, 0)], probability[min(index + 1, last)]
+    parts = zip(SMOOTHING, (before, probability[index], after), strict=True)
+    return np.asarray(sum(weight * part.astype(np.float32) for weight, part in parts), dtype=np.float32)
 
 
 def drop_specks(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Keep the 3D connected parts (26 neighbours) of at least `SMALLEST_PART` of the largest one's size."""
-    from scipy import ndimage
+    from scipy import ndimage  # here, so that 2D images do not wait for it
 
-    parts, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
+    boxes = ndimage.find_objects(mask.view(np.uint8))
+    if not boxes:
+        return mask
+    parts, count = ndimage.label(mask[boxes[0]], structure=np.ones((3, 3, 3)))
     if count < 2:
         return mask
-    sizes = np.bincount(parts.ravel())
+    sizes = part_sizes(parts, count)
     sizes[0] = 0
-    return np.asarray((sizes >= SMALLEST_PART * sizes.max())[parts])
+    kept = np.zeros_like(mask)
+    kept[boxes[0]] = (sizes >= SMALLEST_PART * sizes.max())[parts]
+    return kept
+
+
+def part_sizes(parts: NDArray[np.integer], count: int) -> NDArray[np.int64]:
+    """(count + 1,) pixels of each id of a label map (Z, ...), plane by plane: counting takes 8 bytes a pixel."""
+    return sum((np.bincount(plane.ravel(), minlength=count + 1) for plane in parts), np.zeros(count + 1, np.int64))

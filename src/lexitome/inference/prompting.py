@@ -1,16 +1,16 @@
-"""From a user's queries to what the compact network is given: words, windows and maps in picture coordinates."""
+"""From a user's queries to what the compact network is given: words, and maps in picture coordinates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lexitome.concepts import Concept, Vocabulary, modality_families
+from lexitome.concepts import Concept, Vocabulary, modality_families, parse
 from lexitome.data.intensity import View
-from lexitome.data.prompt_maps import STRIDE, box_map, point_map
+from lexitome.data.prompt_maps import BOX, INSIDE, MASK, OUTSIDE, STRIDE, box_map, no_place, point_map
 from lexitome.models.catalog import ModelCard, TrainedConcept
 from lexitome.prompts import Box, Exemplar, MaskPrompt, Point, Query
 from lexitome.volume import Volume
@@ -20,13 +20,28 @@ GUESS = "untrained concept: result is a guess"
 
 @dataclass(frozen=True)
 class Understood:
-    """A query made ready: the words for the network, the coded concept, and what the user should know."""
+    """A query made ready.
+
+    Args:
+        words: for the network, "" where only a place was given.
+        concept: what the words are coded as.
+        trained: what they are answered as, None for a guess.
+        notes: what the user should know.
+        sided: whether the words, or what they mean, name a side of the body: such a picture must not be mirrored.
+        at_home: whether the picture is of a kind the concept was trained on, as far as is known.
+    """
 
     query: Query
     words: str
     concept: Concept | None
     trained: TrainedConcept | None
     notes: tuple[str, ...]
+    sided: bool = False
+    at_home: bool = False
+
+    @property
+    def placed(self) -> bool:
+        return bool(self.query.spatial)
 
 
 def understand(query: Query, card: ModelCard, modality: str = "") -> Understood:
@@ -37,7 +52,9 @@ def understand(query: Query, card: ModelCard, modality: str = "") -> Understood:
     resolution = Vocabulary.load().resolve(typed, modality)
     concept = resolution.concept
     by_name = {t.concept: t for t in card.trained_concepts}
+    own = {t.words.casefold(): t for t in card.trained_concepts}  # what a user has taught need not be in the vocabulary
     trained = by_name.get(concept.name) if concept is not None else None
+    trained = trained or own.get(" ".join(typed.casefold().split()))
     notes: list[str] = []
     if trained is None and concept is not None and concept.laterality:
         broader = next((c.name for c in Vocabulary.load().ancestors(concept) if c.name in by_name), None)
@@ -49,13 +66,16 @@ def understand(query: Query, card: ModelCard, modality: str = "") -> Understood:
         notes.append(f"uncoded: no concept of the vocabulary matches{hint}")
     elif resolution.how == "meaning":
         notes.append(f"taken to mean {concept.name!r} (similarity {resolution.similarity:.2f})")
+    families = modality_families(modality)
+    at_home = trained is not None and (not families or bool(families & set(trained.families)))
     if trained is None:
         notes.append(GUESS)
-    else:
-        families = modality_families(modality)
-        if families and not families & set(trained.families):
-            notes.append(f"trained on {', '.join(trained.families)} only, this image is {modality}: result is a guess")
-    return Understood(query, trained.words if trained else typed, concept, trained, tuple(notes))
+    elif not at_home:
+        notes.append(f"trained on {', '.join(trained.families)} only, this image is {modality}: result is a guess")
+    words = trained.words if trained else typed
+    named = (typed, words) if concept is None else (typed, words, concept.name)
+    sided = bool(concept is not None and concept.laterality) or any(parse(name).side for name in named)
+    return Understood(query, words, concept, trained, tuple(notes), sided, at_home)
 
 
 def to_picture_axes(view: View, volume: Volume, xyz: Sequence[float]) -> tuple[float, float, float]:
@@ -69,7 +89,7 @@ def to_picture_axes(view: View, volume: Volume, xyz: Sequence[float]) -> tuple[f
 
 
 def spatial_maps(query: Query, view: View, volume: Volume, side: int) -> dict[int, NDArray[np.float32]]:
-    """Maps (3, side/4, side/4) of the slices on which the query points at something.
+    """Maps (4, side/4, side/4) of the slices on which the query points at something (`data.prompt_maps`).
 
     Raises:
         ValueError: a point or box lies outside the image.
@@ -79,24 +99,25 @@ def spatial_maps(query: Query, view: View, volume: Volume, side: int) -> dict[in
     rows, columns = shape[0] / height, shape[1] / width
     maps: dict[int, NDArray[np.float32]] = {}
 
-    def plane(index: int) -> NDArray[np.float32]:
-        return maps.setdefault(index, np.zeros((3, *shape), dtype=np.float32))
+    def add(index: int, channel: int, drawn: NDArray[np.float32]) -> None:
+        plane = maps.setdefault(index, no_place(side))[channel]
+        np.maximum(plane, drawn, out=plane)
 
     for place in query.spatial:
         if isinstance(place, Point):
             _inside(volume, (place.x, place.y, place.z), place)
             s, r, c = to_picture_axes(view, volume, (place.x, place.y, place.z))
             bump = point_map(shape, [((c + 0.5) * columns - 0.5, (r + 0.5) * rows - 0.5)])
-            channel = 1 if place.inside else 2
-            plane(round(s))[channel] = np.maximum(plane(round(s))[channel], bump)
+            add(round(s), INSIDE if place.inside else OUTSIDE, bump)
         elif isinstance(place, MaskPrompt):
-            _add_mask(place, view, shape, plane)
+            _add_mask(place, view, side, add)
         else:
             box = place.box if isinstance(place, Exemplar) else place
             first, last = _corners(box, view, volume)
             bounds = (first[2] * columns, first[1] * rows, (last[2] + 1) * columns, (last[1] + 1) * rows)
+            drawn = box_map(shape, [bounds])
             for index in range(max(0, round(first[0])), min(depth - 1, round(last[0])) + 1):
-                plane(index)[0] = np.maximum(plane(index)[0], box_map(shape, [bounds]))
+                add(index, BOX, drawn)
     return maps
 
 
@@ -110,17 +131,17 @@ def _corners(box: Box, view: View, volume: Volume) -> tuple[list[float], list[fl
     return [min(a, b) for a, b in zip(one, other, strict=True)], [max(a, b) for a, b in zip(one, other, strict=True)]
 
 
-def _add_mask(place: MaskPrompt, view: View, shape: tuple[int, int], plane: object) -> None:
-    """A rough mask is given as its box on each slice and a point at its middle: what the network was trained with."""
+def _add_mask(place: MaskPrompt, view: View, side: int, add: Callable[[int, int, NDArray[np.float32]], None]) -> None:
+    """A mask so far, resized to the picture; each pixel of the map is the mean of `STRIDE` x `STRIDE` of the picture's,
+    as in training."""
+    from PIL import Image
+
     slices = view.apply(place.mask)
     for index in np.flatnonzero(slices.any(axis=(1, 2))):
-        r, c = np.nonzero(slices[index])
-        rows, columns = shape[0] / slices.shape[1], shape[1] / slices.shape[2]
-        bounds = (c.min() * columns, r.min() * rows, (c.max() + 1) * columns, (r.max() + 1) * rows)
-        target = plane(int(index))  # type: ignore[operator]
-        target[0] = np.maximum(target[0], box_map(shape, [bounds]))
-        middle = int(np.argmin((r - r.mean()) ** 2 + (c - c.mean()) ** 2))
-        target[1] = np.maximum(target[1], point_map(shape, [(c[middle] * columns, r[middle] * rows)]))
+        plane = Image.fromarray(np.ascontiguousarray(slices[index]).astype(np.float32))
+        square = np.asarray(plane.resize((side, side), Image.Resampling.BILINEAR))
+        cells = square.reshape(side // STRIDE, STRIDE, side // STRIDE, STRIDE)
+        add(int(index), MASK, cells.mean((1, 3), dtype=np.float32))
 
 
 def _inside(volume: Volume, xyz: tuple[float, float, float], what: object) -> None:

@@ -1,38 +1,35 @@
 """Volume and queries to `Segmentation`, in two pure steps: `encode` once for an image, `decode` for its queries.
 
-The compact model sees square pictures, one for each slice. Its two ONNX graphs are run by ONNX Runtime; nothing here
-needs torch.
+The compact model sees square pictures, one for each slice, each query in its own `Look`. Nothing here needs torch.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from lexitome.data.intensity import SOFT_TISSUE, View, Window, choose_view, is_hounsfield, to_pictures
-from lexitome.data.prompt_maps import STRIDE
-from lexitome.inference.consistency import drop_specks, smooth_slices
+from lexitome.data.intensity import View, Window
+from lexitome.data.prompt_maps import no_place
+from lexitome.inference.answers import Seen, SliceAnswer, is_certain, overall, resize
+from lexitome.inference.consistency import drop_specks, smooth_slice
+from lexitome.inference.looks import Features, Look, Memory, Pictures, Scene
+from lexitome.inference.network import Network, sigmoid
+from lexitome.inference.objects import connected, separate
 from lexitome.inference.prompting import Understood, spatial_maps, understand
-from lexitome.models.catalog import CATALOG, ModelCard, weights_hash
+from lexitome.models.catalog import ModelCard, find_model
 from lexitome.prompts import Query
 from lexitome.segmentation import Finding, Segmentation
 from lexitome.text import TextEncoder
 from lexitome.volume import Volume
 
-HELD_SLICES = 8
-"""Up to this many slices keep their features (6 MB each) between `encode` and `decode`; longer volumes are encoded
-again while they are decoded, so that memory does not grow with the number of slices."""
+FAINT = "faint presence, certain mask"
+UNMIRRORED = "not averaged with the mirrored picture: it names a side"
 
-SLICE_PRESENCE = 0.2
-"""Within a volume that holds the target, a slice shows it from this presence (the volume needs 0.5)."""
-
-FEATURES = ("tokens", "skip8", "skip4", "skip2")
-Features = tuple[NDArray[np.float32], ...]
 Progress = Callable[[int, int], None]
 """Told (slices done, slices in all) while a volume is decoded."""
 
@@ -41,25 +38,35 @@ Progress = Callable[[int, int], None]
 class Encoded:
     """An image made ready for any number of queries; a value, safe to cache and share.
 
-    ``features`` maps a CT window (None elsewhere) to the features of each slice, where they are held.
+    ``memory`` holds the features of the looks that were asked for so far (short volumes only). It is filled under a
+    lock with pure functions of volume and look, so that threads may share it and no answer depends on what is in it.
     """
 
     volume: Volume
-    view: View
-    features: dict[Window | None, tuple[Features, ...]]
+    scene: Scene
+    memory: Memory
     seconds: float
+
+    @property
+    def view(self) -> View:
+        """The primary one."""
+        return self.scene.views[0]
 
 
 @dataclass(frozen=True, eq=False)
-class SliceAnswer:
-    """One query over all slices, at the network's resolution (S, S): a volume's answers must not fill the memory.
+class Question:
+    """A query made ready for the decoder. ``maps`` are of the slices it points at, ``even`` is the logit of presence
+    that means "as likely as not", ``mirror`` says whether the mirrored picture is asked, too."""
 
-    ``probability`` (slice, S, S) float16; ``presence`` (slice,) float32, shifted so that 0.5 is the threshold that was
-    chosen on validation data, whatever the concept.
-    """
+    understood: Understood
+    looks: tuple[Look, ...]
+    vector: NDArray[np.float32]
+    maps: dict[int, NDArray[np.float32]]
+    even: float
+    mirror: bool
 
-    probability: NDArray[np.float16]
-    presence: NDArray[np.float32]
+    def is_about(self, index: int) -> bool:
+        return bool(self.understood.words) or index in self.maps
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,129 +74,169 @@ class Segmenter:
     """A loaded model. Holds no image; threads may share it."""
 
     card: ModelCard
-    encoder: object
-    decoder: object
+    network: Network
     text: TextEncoder
-    load_seconds: float
-    weights: str = field(default="")
+    load_seconds: float = field(default=0.0)
 
     @staticmethod
-    def load(model: str = "compact", *, threads: int | None = None) -> Segmenter:
-        """Load a model of the catalog.
+    def load(model: str | Path = "compact", *, threads: int | None = None) -> Segmenter:
+        """Load a model of the catalog, or from a folder that holds one.
 
         Args:
             threads: of ONNX Runtime; by default every core.
         Raises:
-            KeyError: no such model; the message lists the names.
+            InputError: no such model; the message lists the names.
             ValueError: the weights on disk are not the ones the card describes.
         """
-        if model not in CATALOG:
-            raise KeyError(f"no model {model!r}; choose from {', '.join(CATALOG)}")
         began = time.perf_counter()
-        card = CATALOG[model]
-        encoder, decoder = (card.files.joinpath(f"{part}.onnx").read_bytes() for part in ("encoder", "decoder"))
-        found = weights_hash(encoder, decoder)
-        if found != card.sha256:
-            raise ValueError(f"weights of {model!r} are damaged (SHA-256 {found[:12]}, expected {card.sha256[:12]}); "
-                             "reinstall the package")  # fmt: skip
-        sessions = (_session(encoder, threads), _session(decoder, threads))
-        return Segmenter(card, *sessions, TextEncoder.load(), time.perf_counter() - began, found)
+        card = find_model(model)
+        network = Network.load(card, threads)
+        return Segmenter(card, network, TextEncoder.load(), time.perf_counter() - began)
 
-    def encode(self, volume: Volume) -> Encoded:
-        """Features of a volume, in the default window; other CT windows are added by `decode` when asked for."""
+    @property
+    def weights(self) -> str:
+        """SHA-256 of the weights, as read."""
+        return self.network.weights
+
+    def encode(self, volume: Volume, queries: Sequence[Query] = ()) -> Encoded:
+        """Features of a volume.
+
+        Args:
+            queries: if they are known already, the picture is seen as they need it; `decode` sees to all others.
+        """
         began = time.perf_counter()
-        view = choose_view(volume)
-        held = {}
-        if volume.grid[view.order[0]] <= HELD_SLICES:
-            window = SOFT_TISSUE if is_hounsfield(volume) else None
-            held[window] = tuple(self._encode_picture(p) for p in to_pictures(volume, window))
-        return Encoded(volume, view, held, time.perf_counter() - began)
+        scene, memory = Scene.of(volume), Memory()
+        asked = [understand(query, self.card, volume.modality) for query in queries]
+        wanted = {look for u in asked for look in scene.looks(u.trained, self.card, placed=u.placed)}
+        for look in wanted or scene.looks(None, self.card, placed=False):
+            self._hold(scene, memory, look, Pictures(volume, look.view, look.window))
+        return Encoded(volume, scene, memory, time.perf_counter() - began)
 
-    def decode(self, encoded: Encoded, queries: Sequence[Query], *, progress: Progress | None = None) -> Segmentation:
+    def decode(
+        self, encoded: Encoded, queries: Sequence[Query], *, flips: bool = False, progress: Progress | None = None
+    ) -> Segmentation:
         """Answer each query with a mask on the grid of the volume.
+
+        Args:
+            flips: average with the answers about the mirrored pictures, except where the query names a side; takes
+                twice as long.
 
         Raises:
             ValueError: a box or point lies outside the image.
         """
         began = time.perf_counter()
-        volume = encoded.volume
-        asked = [understand(query, self.card, volume.modality) for query in queries]
-        answers = self._answer_slices(encoded, asked, progress)
-        findings = tuple(self._finding(encoded, u, a) for u, a in zip(asked, answers, strict=True))
-        return Segmentation(volume, findings, self._provenance(encoded, time.perf_counter() - began))
+        questions = self._questions(encoded, queries, flips)
+        answers = self._answers(encoded, questions, progress)
+        findings = tuple(self._finding(encoded, q, a, flips) for q, a in zip(questions, answers, strict=True))
+        provenance = self._provenance(encoded, time.perf_counter() - began) | {"flips": flips}
+        return Segmentation(encoded.volume, findings, provenance)
 
-    def probabilities(self, encoded: Encoded, queries: Sequence[Query]) -> list[SliceAnswer]:
+    def probabilities(self, encoded: Encoded, queries: Sequence[Query], *, flips: bool = False) -> list[SliceAnswer]:
         """The network's answers before thresholds, slice by slice in the view's orientation; for evaluation."""
-        return self._answer_slices(encoded, [understand(q, self.card, encoded.volume.modality) for q in queries])
+        return self._answers(encoded, self._questions(encoded, queries, flips))
 
-    def _answer_slices(
-        self, encoded: Encoded, asked: Sequence[Understood], progress: Progress | None = None
-    ) -> list[SliceAnswer]:
-        volume, view, side = encoded.volume, encoded.view, self.card.side
-        slices = volume.grid[view.order[0]]
-        maps = [spatial_maps(u.query, view, volume, side) for u in asked]
+    def _questions(self, encoded: Encoded, queries: Sequence[Query], flips: bool) -> list[Question]:
+        asked = [understand(query, self.card, encoded.volume.modality) for query in queries]
         vectors = self.text.embed([u.words for u in asked])
-        answers = [SliceAnswer(np.zeros((slices, side, side), np.float16), np.zeros(slices, np.float32)) for _ in asked]
-        hounsfield = is_hounsfield(volume)  # looks at every voxel: once, not for each query
-        by_window: dict[Window | None, list[int]] = {}
-        for i, u in enumerate(asked):
-            window = u.trained.window if u.trained is not None else None
-            by_window.setdefault((window or SOFT_TISSUE) if hounsfield else None, []).append(i)
-        thresholds = [u.trained.threshold if u.trained else self.card.default_threshold for u in asked]
-        even = np.log(thresholds) - np.log1p(np.negative(thresholds))  # the logit that means "as likely as not"
-        nowhere = np.zeros((3, side // STRIDE, side // STRIDE), np.float32)
-        for turn, (window, members) in enumerate(by_window.items()):
-            for index, features in enumerate(self._features(encoded, window)):
-                here = [i for i in members if asked[i].words or index in maps[i]]
-                if here:
-                    spatial = np.stack([maps[i].get(index, nowhere) for i in here])
-                    prompts = {"text": vectors[here], "spatial": spatial}
-                    logits, presence = self._run(self.decoder, dict(zip(FEATURES, features, strict=True)) | prompts)
+        questions = []
+        for u, vector in zip(asked, vectors, strict=True):
+            looks = encoded.scene.looks(u.trained, self.card, placed=u.placed)
+            maps = spatial_maps(u.query, looks[0].view, encoded.volume, looks[0].side)
+            threshold = u.trained.threshold if u.trained else self.card.default_threshold
+            even = float(np.log(threshold) - np.log1p(-threshold))
+            questions.append(Question(u, looks, vector, maps, even, flips and not u.sided))
+        return questions
+
+    def _answers(
+        self, encoded: Encoded, questions: Sequence[Question], progress: Progress | None = None
+    ) -> list[SliceAnswer]:
+        """Look by look, so that a slice is encoded once for all queries that share a look."""
+        scene = encoded.scene
+        answers = [_blank(scene, question.looks) for question in questions]
+        turns: dict[tuple[View, Window | None], dict[Look, list[int]]] = {}
+        for i, question in enumerate(questions):
+            for look in question.looks:
+                turns.setdefault((look.view, look.window), {}).setdefault(look, []).append(i)
+        total = sum(scene.slices(view) * len(of_cut) for (view, _), of_cut in turns.items())
+        done = 0
+        for (view, window), of_cut in turns.items():
+            pictures = Pictures(encoded.volume, view, window)  # looks that differ in size only share the cut slices
+            slices = scene.slices(view)
+            for look, members in of_cut.items():
+                for index in range(slices):
+                    here = [i for i in members if questions[i].is_about(index)]
+                    if here:
+                        seen = self._ask(encoded, look, pictures, index, [questions[i] for i in here])
                     for row, i in enumerate(here):
-                        answers[i].probability[index] = _sigmoid(logits[row])
-                        answers[i].presence[index] = 1.0 if index in maps[i] else _sigmoid(presence[row] - even[i])
-                if progress is not None:
-                    progress(turn * slices + index + 1, len(by_window) * slices)
+                        certain = questions[i].understood.at_home and is_certain(seen.probability[row])
+                        answers[i].add(view, (index, slices), seen, row, certain=certain)
+                    done += 1
+                    if progress is not None:
+                        progress(done, total)
         return answers
 
-    def _finding(self, encoded: Encoded, understood: Understood, answer: SliceAnswer) -> Finding:
-        """Threshold, make slices consistent, and turn back to the grid of the volume."""
-        best = np.sort(answer.presence)[::-1][: 1 + len(answer.presence) // 20]
-        presence = float(best.mean())  # of the twentieth of the slices that show it best
-        order = encoded.view.order
+    def _ask(self, encoded: Encoded, look: Look, pictures: Pictures, index: int, questions: Sequence[Question]) -> Seen:
+        """Questions about one slice, those that may be mirrored about its mirror image, too."""
+        seen = self._ask_once(encoded, look, pictures, index, questions)
+        rows = [row for row, question in enumerate(questions) if question.mirror]
+        if rows:
+            other = self._ask_once(encoded, look.mirror(), pictures, index, [questions[row] for row in rows])
+            for one, two in zip(seen, other, strict=True):
+                one[rows] = (one[rows] + two) / 2
+        return seen
+
+    def _ask_once(
+        self, encoded: Encoded, look: Look, pictures: Pictures, index: int, questions: Sequence[Question]
+    ) -> Seen:
+        held = self._hold(encoded.scene, encoded.memory, look, pictures)
+        features = held[index] if held else self.network.encode(pictures.square(index, look))
+        nowhere = no_place(look.side)
+        spatial = np.stack([question.maps.get(index, nowhere) for question in questions])
+        spatial = np.ascontiguousarray(spatial[..., ::-1]) if look.mirrored else spatial
+        raw = self.network.decode(features, np.stack([question.vector for question in questions]), spatial)
+        raw = raw.mirror() if look.mirrored else raw
+        even = np.array([question.even for question in questions], np.float32)
+        pointed = np.array([index in question.maps for question in questions])
+        presence = np.where(pointed, np.float32(1), sigmoid(raw.presence - even))
+        return Seen(sigmoid(raw.logits), presence, sigmoid(raw.centres), raw.offsets.copy())
+
+    def _hold(self, scene: Scene, memory: Memory, look: Look, pictures: Pictures) -> tuple[Features, ...]:
+        """Features of all slices in a look, where there are few enough to be held; else nothing."""
+        if not scene.is_short(look.view):
+            return ()
+
+        def compute() -> Iterator[Features]:
+            squares = (pictures.square(index, look) for index in range(scene.slices(look.view)))
+            return map(self.network.encode, squares)
+
+        return memory.get(look, compute)
+
+    def _finding(self, encoded: Encoded, question: Question, answer: SliceAnswer, flips: bool) -> Finding:
+        """Threshold, make slices consistent, tell objects apart, and turn back to the grid of the volume."""
+        understood, view = question.understood, answer.view
+        plain = overall(answer.presence)
+        presence = overall(np.where(answer.certain, np.maximum(answer.presence, 0.5), answer.presence))
+        notes = [*understood.notes]
+        if plain < 0.5 <= presence:
+            notes.append(FAINT)
+        if flips and not question.mirror:
+            notes.append(UNMIRRORED)
+        order = view.order
         mask = np.zeros([encoded.volume.grid[axis] for axis in order], dtype=bool)
         score = 0.0
         if presence >= 0.5:
-            single = len(answer.presence) == 1
-            shown = answer.presence >= (0.5 if single else SLICE_PRESENCE)
-            smooth = smooth_slices(answer.probability.astype(np.float32) * shown[:, None, None])
             for index in range(len(mask)):
-                mask[index] = _resize(smooth[index], *mask.shape[1:]) >= 0.5
-            mask = mask if single else drop_specks(mask)
-            score = _mean_inside(smooth, mask)
-        back = np.ascontiguousarray(encoded.view.undo(mask))
-        return Finding(understood.query.name, back, presence, score, understood.concept, understood.notes)
-
-    def _features(self, encoded: Encoded, window: Window | None) -> Iterator[Features]:
-        """Features of every slice in order, held or computed while they are needed."""
-        if window in encoded.features:
-            yield from encoded.features[window]
-            return
-        for picture in to_pictures(encoded.volume, window):
-            yield self._encode_picture(picture)
-
-    def _encode_picture(self, picture: NDArray[np.uint8]) -> Features:
-        """(H, W, 3) uint8 to the encoder's outputs."""
-        from PIL import Image
-
-        side = self.card.side
-        square = np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR), np.float32)
-        return tuple(self._run(self.encoder, {"pictures": square.transpose(2, 0, 1)[None]}))
-
-    @staticmethod
-    def _run(session: object, inputs: dict[str, NDArray[np.float32]]) -> list[NDArray[np.float32]]:
-        outputs: list[NDArray[np.float32]] = session.run(None, inputs)  # type: ignore[attr-defined]
-        return outputs
+                mask[index] = resize(smooth_slice(answer.probability, index), *mask.shape[1:]) >= 0.5
+            mask = mask if answer.is_picture else drop_specks(mask)
+            score = _mean_inside(answer.probability, mask)
+        instances = None
+        if understood.trained is not None and understood.trained.countable:
+            centres = answer.centres
+            parts = connected(mask) if centres is None else separate(mask[0], centres)[None]
+            instances = np.ascontiguousarray(view.undo(parts))
+        back = np.ascontiguousarray(view.undo(mask))
+        name, concept = understood.query.name, understood.concept
+        return Finding(name, back, presence, score, concept, tuple(notes), instances)
 
     def _provenance(self, encoded: Encoded, decode_seconds: float) -> dict[str, object]:
         import onnxruntime
@@ -205,31 +252,18 @@ class Segmenter:
         }
 
 
-def _session(graph: bytes, threads: int | None) -> object:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or os.cpu_count() or 1
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+def _blank(scene: Scene, looks: Sequence[Look]) -> SliceAnswer:
+    view, side = looks[0].view, looks[0].side
+    slices, height, width = (scene.volume.grid[axis] for axis in view.order)
+    grid = (slices, side, side) if len(looks) == 1 else (slices, min(height, side), min(width, side))
+    return SliceAnswer(view, grid, len(looks))
 
 
-def _sigmoid(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    return np.asarray(1.0 / (1.0 + np.exp(-np.clip(x, -50, 50))), dtype=np.float32)
-
-
-def _mean_inside(probability: NDArray[np.float32], mask: NDArray[np.bool_]) -> float:
-    """Mean of (slice, S, S) probabilities inside a (slice, H, W) mask; 0 where it is empty."""
-    total = sum(
-        float(_resize(probability[index], *mask.shape[1:])[mask[index]].sum(dtype=np.float64))
-        for index in np.flatnonzero(mask.any(axis=(1, 2)))
-    )
+def _mean_inside(probability: NDArray[np.float16], mask: NDArray[np.bool_]) -> float:
+    """Mean of (slice, h, w) probabilities, smoothed, inside a (slice, H, W) mask; 0 where that is empty."""
+    total = 0.0
+    for index in range(len(mask)):
+        if mask[index].any():
+            plane = resize(smooth_slice(probability, index), *mask.shape[1:])
+            total += float(plane[mask[index]].sum(dtype=np.float64))
     return total / max(int(mask.sum()), 1)
-
-
-def _resize(probability: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """(S, S) to (H, W), bilinear."""
-    from PIL import Image
-
-    return np.asarray(Image.fromarray(probability).resize((width, height), Image.Resampling.BILINEAR))

@@ -24,7 +24,8 @@ def statistics(segmentation: Segmentation) -> dict[str, Any]:
     where the spacing is unknown. ``centroid_world`` is RAS+ mm and given only where spacing is known;
     ``centroid_voxel`` is (x, y, z), ``bounding_box`` first and last voxel inclusive, as a `Box` takes them.
     ``intensity`` is of the image's own values, of the luminance (BT.601) for RGB, of the first channel otherwise.
-    ``components`` counts pieces that touch at least at a corner. What an empty mask does not have is None.
+    ``components`` counts pieces that touch at least at a corner, ``objects`` what the model tells apart (None where it
+    does not, see `Finding.instances`). What an empty mask does not have is None.
     """
     volume = segmentation.volume
     return {
@@ -59,6 +60,7 @@ def _describe(finding: Finding, volume: Volume) -> dict[str, Any]:
         "presence": float(finding.presence),
         "score": float(finding.score),
         "voxels": int(np.count_nonzero(finding.mask)),
+        "objects": finding.objects,
         key: amount,
     }
     return entry | (_shape(finding.mask, volume) if finding.found else _NOTHING)

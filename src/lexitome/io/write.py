@@ -41,12 +41,14 @@ class Written:
     """What `write` did.
 
     Args:
-        paths: the files, in the order of the findings; the label table last.
+        paths: the files, in the order of the findings; then the label table, then the maps of objects.
         notes: what the user should know, e.g. that overlapping voxels keep one label only.
+        instances: the map of objects of each finding, None where there is none; empty if they were not asked for.
     """
 
     paths: tuple[Path, ...]
     notes: tuple[str, ...] = ()
+    instances: tuple[Path | None, ...] = ()
 
 
 def write(
@@ -56,6 +58,7 @@ def write(
     format: str,
     combined: bool = False,
     segment_type: str = "binary",
+    instances: bool = False,
     overwrite: bool = True,
 ) -> Written:
     """Write one mask for each finding, or all in one file.
@@ -70,11 +73,13 @@ def write(
         format: one of `FORMATS`. The DICOM formats write one object with all findings.
         combined: one label map ``segmentation.<ending>`` (finding i is i + 1) and ``labels.json`` instead.
         segment_type: of a DICOM SEG, "binary" or "labelmap".
+        instances: also write ``<prompt>_instances.<ending>``, a uint16 map of the objects of each finding that has
+            `Finding.instances`. The DICOM formats have no place for it.
         overwrite: if False, existing files are an error and nothing is written.
 
     Raises:
-        InputError: the format cannot hold this image (PNG of a volume, DICOM without a DICOM source), files exist,
-            or the place cannot be written to.
+        InputError: the format cannot hold this image (PNG of a volume, DICOM without a DICOM source) or its objects,
+            files exist, or the place cannot be written to.
     """
     if format not in ENDINGS:
         raise ValueError(f"format must be one of {FORMATS}, got {format!r}")
@@ -86,8 +91,13 @@ def write(
         cause = f"a PNG holds one slice, the image has {segmentation.volume.grid[0]}"
         raise InputError(source, cause, "Write a volume instead: --format nifti.")
     if format in _OBJECT_NAMES:
+        if instances:
+            raise InputError(source, f"{format} holds masks, not the objects in them", "Use --format nifti for both.")
         return _write_object(segmentation, folder, format, segment_type, overwrite)
-    return (_write_combined if combined else _write_masks)(segmentation, folder, format, overwrite)
+    maps = _instance_paths(segmentation, folder, format) if instances else ()
+    _refuse_existing([path for path in maps if path is not None], overwrite)
+    written = (_write_combined if combined else _write_masks)(segmentation, folder, format, overwrite)
+    return _write_instances(segmentation, format, maps, written) if instances else written
 
 
 def write_json(value: object, path: Path) -> None:
@@ -130,6 +140,36 @@ def _write_combined(segmentation: Segmentation, folder: Path, format: str, overw
     writer(compact, segmentation.volume, path)
     write_json(_label_table(segmentation, path.name, overlap), table)
     return Written((path, table), _overlap_notes(overlap))
+
+
+def _instance_paths(segmentation: Segmentation, folder: Path, format: str) -> tuple[Path | None, ...]:
+    """Where the objects of each finding go, None for a finding without."""
+    single, findings, ending = _as_file(folder, format), segmentation.findings, ENDINGS[format][0]
+    place = folder if single is None else single.parent
+    masks = file_stems(f.name for f in findings)
+    if single is not None and len(findings) == 1:
+        masks = [_stem(single, format)]
+    # All stems together, so that the objects of "cell" do not take the place of a mask named "cell instances".
+    stems = file_stems([*masks, *(f"{stem}_instances" for stem in masks)])[len(masks) :]
+    return tuple(
+        None if finding.instances is None else place / f"{stem}{ending}"
+        for finding, stem in zip(findings, stems, strict=True)
+    )
+
+
+def _write_instances(
+    segmentation: Segmentation, format: str, paths: tuple[Path | None, ...], written: Written
+) -> Written:
+    """The maps of objects, beside what is written already."""
+    writer = _write_png_labels if format == "png" else _WRITERS[format]
+    notes = []
+    for path, finding in zip(paths, segmentation.findings, strict=True):
+        if path is None or finding.instances is None:
+            notes.append(f"no map of objects for {finding.name!r}: the model does not tell them apart")
+        else:
+            writer(finding.instances, segmentation.volume, path)
+    made = tuple(path for path in paths if path is not None)
+    return Written((*written.paths, *made), (*written.notes, *notes), paths)
 
 
 def _write_object(segmentation: Segmentation, folder: Path, format: str, segment_type: str, overwrite: bool) -> Written:
@@ -200,6 +240,7 @@ def _label_table(segmentation: Segmentation, file: str, overlap: int) -> dict[st
                 "code": {"value": code.value, "scheme": code.scheme, "meaning": code.meaning} if code else None,
                 "colour": list(colour(index)),
                 "found": finding.found,
+                "objects": finding.objects,
             }
         )
     return {"file": file, "background": 0, "labels": rows, "overlapping_voxels": overlap}

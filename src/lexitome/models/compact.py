@@ -4,13 +4,19 @@
     decoder: text and spatial prompts meet the tokens in two-way attention (Kirillov et al. 2023, SAM, appendix A),
              then a U-Net path modulated by the text (FiLM, Perez et al. 2018) up to full resolution
 
-Shapes: N images, Q queries, S image side (a multiple of 32), D token width, T text width.
-A spatial prompt is a map (Q, 3, S / 4, S / 4): inside the box, around positive points, around negative points.
+Many objects in one mask (nuclei, teeth) are told apart by a dense head: where the centres are, and from each pixel the
+way to its own (Cheng et al. 2020, Panoptic-DeepLab). Object queries in SAM3's manner can take part instead
+(`CompactConfig.object_queries`); docs/ablations.md says what each earns.
+
+Shapes: N images, Q queries, S image side (a multiple of 32), D token width, T text width, K object queries.
+A spatial prompt is a map (Q, 4, S / 4, S / 4): inside the box, around positive points, around negative points, and
+the mask so far. The three channels of a picture are colours, or a slice between its neighbours.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,8 +26,9 @@ from torch.nn import functional as F
 
 from lexitome.models.efficientnet_lite import EfficientNetLite
 
-SPATIAL_CHANNELS = 3
+SPATIAL_CHANNELS = 4
 SPATIAL_STRIDE = 4
+OFFSET_UNIT = 16.0
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,8 @@ class CompactConfig:
     text_dim: int = 128
     path: tuple[int, int, int] = (32, 64, 128)
     """Channels of the decoder's U-Net path, and of the skips that join it, at stride 2, 4, 8."""
+    object_queries: int = 0
+    """K object queries trained by set prediction; 0 for none."""
 
 
 class Features(NamedTuple):
@@ -46,9 +55,20 @@ class Features(NamedTuple):
     skip2: Tensor  # (N, path[0], S/2, S/2)
 
 
+class Objects(NamedTuple):
+    """What the object queries say, after each of L decoder layers."""
+
+    logits: Tensor  # (L, Q, K) logit that this is an object of the asked kind
+    boxes: Tensor  # (L, Q, K, 4) centre x, y, width, height in 0..1
+    masks: Tensor  # (Q, K, S/4, S/4) mask logits after the last layer
+
+
 class Decoded(NamedTuple):
     logits: Tensor  # (Q, S, S) mask logits
     presence: Tensor  # (Q,) logit that the target is in the image
+    centres: Tensor  # (Q, S/2, S/2) logit that an object's centre is here
+    offsets: Tensor  # (Q, 2, S/2, S/2) way (y, x) from here to the centre of the object, in units of OFFSET_UNIT pixels
+    objects: Objects | None = None
 
 
 def positions(height: int, width: int, dim: int, device: torch.device | None = None) -> Tensor:
@@ -138,7 +158,10 @@ class TextProjection(nn.Module):
         self.layers = nn.Sequential(nn.Linear(text_dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim), nn.LayerNorm(dim))
 
     def fit(self, phrases: Tensor, shrinkage: float = 0.3) -> None:
-        """Set mean and ZCA matrix from (N, T) vectors; the covariance is shrunk towards its mean eigenvalue."""
+        """Set mean and ZCA matrix from (N, T) vectors; the covariance is shrunk towards its mean eigenvalue. A single
+        phrase has none, and nothing that it must be told from: the vectors then stay as they are."""
+        if len(phrases) < 2:
+            return
         centred = phrases - phrases.mean(0)
         covariance = centred.T @ centred / len(phrases)
         values, vectors = torch.linalg.eigh(covariance)
@@ -205,8 +228,27 @@ class ImageEncoder(nn.Module):
         return Features(tokens, skip8, skip4, skip2)
 
 
+class ObjectHead(nn.Module):
+    """Object queries (K, D) that share the prompt tokens' attention, and what they are read out as."""
+
+    def __init__(self, count: int, dim: int, mask_channels: int) -> None:
+        super().__init__()
+        self.queries = nn.Parameter(torch.randn(count, dim) * 0.02)
+        self.score = nn.Sequential(nn.Linear(2 * dim, dim), nn.GELU(), nn.Linear(dim, 1))
+        self.box = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 4))
+        self.mask = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, mask_channels))
+
+    def forward(self, layers: Sequence[Tensor], words: Tensor, pixels: Tensor) -> Objects:
+        """Object tokens (Q, K, D) after each layer, words (Q, D), pixel features (Q, C, S/4, S/4)."""
+        tokens = torch.stack(list(layers))
+        asked = words[None, :, None].expand(*tokens.shape[:3], -1)
+        logits = self.score(torch.cat([tokens, asked], -1))[..., 0]
+        masks = torch.einsum("qkc,qchw->qkhw", self.mask(tokens[-1]), pixels)
+        return Objects(logits, self.box(tokens).sigmoid(), masks)
+
+
 class PromptDecoder(nn.Module):
-    """Features of N images, text (Q, T) and spatial maps (Q, 3, S/4, S/4) to `Decoded`.
+    """Features of N images, text (Q, T) and spatial maps (Q, 4, S/4, S/4) to `Decoded`.
 
     Q is a multiple of N: the first Q / N queries ask about image 0, and so on. A zero text vector
     means "no words", a zero map "no place".
@@ -223,32 +265,49 @@ class PromptDecoder(nn.Module):
         self.blocks = nn.ModuleList(TwoWayBlock(dim, config.heads) for _ in range(config.decoder_layers))
         self.norm = nn.LayerNorm(dim)
         p2, p4, p8 = config.path
+        self.objects = ObjectHead(config.object_queries, dim, p4) if config.object_queries else None
         self.up8 = UpBlock(dim, p8, 2 * dim, 2)
         self.up4 = UpBlock(p8, p4, 2 * dim, 2)
         self.fine_place = nn.Conv2d(SPATIAL_CHANNELS, p4, 1, bias=False)
         self.up2 = UpBlock(p4, p2, 2 * dim, 1)
         self.head = nn.Conv2d(p2, 4, 3, padding=1)  # four sub-pixels of each pixel at stride 2
         self.hyper = nn.Linear(dim, p2)
-        self.presence = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 1))
+        self.presence = nn.Sequential(nn.Linear(dim + 1, dim), nn.GELU(), nn.Linear(dim, 1))
+        self.instances = nn.Sequential(nn.Conv2d(p2, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 3, 1))
 
     def forward(self, features: Features, text: Tensor, spatial: Tensor) -> Decoded:
         tokens, skip8, skip4, skip2 = features
         height, width = tokens.shape[-2:]
-        place = positions(height, width, tokens.shape[1], tokens.device).flatten(1).T
         image = add_to_queries(self.place_prompt(spatial), tokens).flatten(2).transpose(1, 2)
         words = self.text(text)
-        prompt = torch.cat([self.queries.expand(text.shape[0], -1, -1), words[:, None]], 1)
-        for block in self.blocks:
-            prompt, image = block(prompt, image, place)
-        prompt = self.norm(prompt)
+        prompt, image, layers = self._attend(words, image, tokens)
         image = image.transpose(1, 2).unflatten(2, (height, width))
         condition = torch.cat([prompt[:, 0], words], 1)
         x = self.up8(image, skip8, condition)
-        x = self.up4(x, skip4, condition) + self.fine_place(spatial)
-        x = self.up2(x, skip2, condition)
+        pixels = self.up4(x, skip4, condition) + self.fine_place(spatial)
+        x = self.up2(pixels, skip2, condition)
         coarse = (x * self.hyper(prompt[:, 0])[:, :, None, None]).sum(1, keepdim=True)
         logits = F.pixel_shuffle(self.head(x) + coarse, 2)[:, 0]
-        return Decoded(logits, self.presence(prompt[:, 1])[:, 0])
+        # The mask's own certainty is evidence: unlike the token, it does not know what the training set looks like.
+        evidence = F.avg_pool2d(logits.detach()[:, None], 8).flatten(1).amax(1, keepdim=True).clamp(-20, 20) / 10
+        presence = self.presence(torch.cat([prompt[:, 1], evidence.to(prompt.dtype)], 1))[:, 0]
+        found = self.instances(x)
+        objects = None if self.objects is None else self.objects(layers, words, pixels)
+        return Decoded(logits, presence, found[:, 0], found[:, 1:], objects)
+
+    def _attend(self, words: Tensor, image: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Two-way attention of prompt and image: prompt tokens (Q, 3, D), image tokens (Q, L, D), and the object
+        tokens (Q, K, D) after each layer."""
+        height, width = tokens.shape[-2:]
+        place = positions(height, width, tokens.shape[1], tokens.device).flatten(1).T
+        parts = [self.queries.expand(words.shape[0], -1, -1), words[:, None]]
+        if self.objects is not None:
+            parts.append(self.objects.queries.expand(words.shape[0], -1, -1))
+        prompt, layers = torch.cat(parts, 1), []
+        for block in self.blocks:
+            prompt, image = block(prompt, image, place)
+            layers.append(self.norm(prompt)[:, 3:])
+        return self.norm(prompt)[:, :3], image, layers
 
 
 class CompactNet(nn.Module):

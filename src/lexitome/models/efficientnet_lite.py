@@ -31,6 +31,7 @@ def round_channels(channels: int, width: float) -> int:
 
 def _same_padding(size: int, kernel: int, stride: int) -> tuple[int, int]:
     """TensorFlow's "same" padding (before, after), which the checkpoints were trained with."""
+    size = int(size)  # a tracer hands in a tensor; every even size has the same padding, so it may be a constant
     total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from lexitome.inference.consistency import SMALLEST_PART, drop_specks, smooth_slices
+from lexitome.inference.consistency import SMALLEST_PART, drop_specks, smooth_slice
+
+
+def smooth(probability: np.ndarray) -> np.ndarray:
+    return np.stack([smooth_slice(probability, index) for index in range(len(probability))])
 
 
 def test_specks_go_and_organs_stay() -> None:
@@ -21,15 +25,21 @@ def test_diagonal_neighbours_are_one_part() -> None:
     assert (drop_specks(mask) == mask).all()
 
 
+def test_nothing_stays_nothing() -> None:
+    assert not drop_specks(np.zeros((3, 4, 5), bool)).any()
+
+
 def test_a_gap_of_one_slice_is_bridged_and_a_lone_slice_is_not_enough() -> None:
-    probability = np.zeros((7, 4, 4), np.float32)
+    probability = np.zeros((7, 4, 4), np.float16)
     probability[[1, 3]] = 0.9
-    smooth = smooth_slices(probability)
-    assert (smooth[2] > 0.44).all() and (smooth[1] < 0.5).all()
+    smoothed = smooth(probability)
+    assert smoothed.dtype == np.float32
+    assert (smoothed[2] > 0.44).all() and (smoothed[1] < 0.5).all()
     constant = np.full((5, 2, 2), 0.7, np.float32)
-    assert np.allclose(smooth_slices(constant), constant)
+    assert np.allclose(smooth(constant), constant)
 
 
-def test_flat_images_are_left_alone() -> None:
-    probability = np.random.default_rng(0).random((1, 5, 5)).astype(np.float32)
-    assert (smooth_slices(probability) == probability).all()
+def test_short_stacks_are_left_alone() -> None:
+    for slices in (1, 2):
+        probability = np.random.default_rng(0).random((slices, 5, 5)).astype(np.float32)
+        assert (smooth(probability) == probability).all()

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lexitome.data.intensity import View, to_pictures
+from lexitome.data.prompt_maps import BOX, INSIDE, MASK, OUTSIDE
 from lexitome.inference.prompting import GUESS, spatial_maps, to_picture_axes, understand
-from lexitome.models.catalog import CATALOG
+from lexitome.inference.segmenter import Segmenter
 from lexitome.prompts import Box, MaskPrompt, Point, Query, Text
 from lexitome.volume import Volume
 
-CARD = CATALOG["compact"]
 SIDE = 64
 
 
@@ -57,12 +57,41 @@ def test_negative_points_have_their_own_channel() -> None:
     assert maps[0][1].max() > 0.8 and maps[0][2].max() > 0.8 and maps[0][0].max() == 0
 
 
-def test_rough_mask_becomes_box_and_middle() -> None:
+def test_a_rough_mask_is_the_mean_over_the_pixels_of_the_picture() -> None:
     mask = np.zeros((6, 20, 30), bool)
     mask[4, 10:, 15:] = True
     maps = spatial_maps(Query(spatial=(MaskPrompt(mask),)), View(), volume(), SIDE)
-    assert list(maps) == [4] and maps[4][0, 8:, 8:].all() and maps[4][0].sum() == 64
-    assert np.unravel_index(maps[4][1].argmax(), (16, 16))[0] in (11, 12)
+    assert list(maps) == [4] and maps[4].shape == (4, 16, 16) and not maps[4][:MASK].any()
+    assert maps[4][MASK, 9:, 9:].min() > 0.99 and maps[4][MASK, :7].max() == maps[4][MASK, :, :7].max() == 0
+    assert abs(maps[4][MASK].mean() - mask[4].mean()) < 0.01
+    square = np.random.default_rng(0).random((1, SIDE, SIDE)) < 0.5
+    image = Volume(np.zeros((1, 1, SIDE, SIDE), np.uint8), np.eye(4))
+    drawn = spatial_maps(Query(spatial=(MaskPrompt(square),)), View(), image, SIDE)[0][MASK]
+    assert np.allclose(drawn, square[0].reshape(16, 4, 16, 4).mean((1, 3)))
+
+
+def test_places_add_up() -> None:
+    mask = np.zeros((6, 20, 30), bool)
+    mask[2, :10] = True
+    query = Query(spatial=(MaskPrompt(mask), Point(3, 3, 2), Point(25, 15, 2, inside=False), Box(0, 0, 5, 5, 2, 2)))
+    (drawn,) = spatial_maps(query, View(), volume(), SIDE).values()
+    assert all(drawn[channel].max() > 0.8 for channel in (BOX, INSIDE, OUTSIDE, MASK))
+
+
+@pytest.mark.parametrize(
+    ("typed", "sided"),
+    [("polyp", False), ("left kidney", True), ("the kidney on the right", True), ("left zeppelin", True),
+     ("left atrium", True), ("both kidneys", False), ("LA", True), ("", False)],
+)  # fmt: skip
+def test_sides_are_seen_in_words_and_in_what_they_mean(typed: str, sided: bool, tiny: Segmenter) -> None:
+    query = Query(Text(typed)) if typed else Query(spatial=(Point(1, 1),))
+    assert understand(query, tiny.card).sided is sided
+
+
+def test_at_home_is_what_was_trained_in_this_kind_of_picture(tiny: Segmenter) -> None:
+    at_home = {m: understand(Query(Text("liver")), tiny.card, m).at_home for m in ("CT", "MR", "", "US")}
+    assert at_home == {"CT": True, "MR": True, "": True, "US": False}
+    assert not understand(Query(Text("zeppelin")), tiny.card).at_home
 
 
 @pytest.mark.parametrize("place", [Point(30.6, 3, 0), Point(3, 3, 9), Box(-4, 0, 3, 3), Box(0, 0, 31, 3)])
@@ -71,29 +100,36 @@ def test_places_outside_the_image_are_refused(place: Point | Box) -> None:
         spatial_maps(Query(spatial=(place,)), View(), volume(), SIDE)
 
 
-def test_trained_words_are_coded_and_given_as_trained() -> None:
-    understood = understand(Query(Text("bowel polyp")), CARD)
+def test_trained_words_are_coded_and_given_as_trained(tiny: Segmenter) -> None:
+    understood = understand(Query(Text("bowel polyp")), tiny.card)
     assert understood.concept is not None and understood.trained is not None
     assert understood.words == understood.trained.words == "polyp" and GUESS not in understood.notes
 
 
-def test_a_side_the_model_was_not_taught_is_answered_without_it() -> None:
-    understood = understand(Query(Text("left breast mass")), CARD)
+def test_a_side_the_model_was_not_taught_is_answered_without_it(tiny: Segmenter) -> None:
+    understood = understand(Query(Text("left breast mass")), tiny.card)
     assert understood.trained is not None and understood.words == "breast lesion"
     assert any("sides" in note for note in understood.notes) and GUESS not in understood.notes
 
 
-def test_untrained_and_uncoded_words_say_so() -> None:
-    known = understand(Query(Text("urinary bladder")), CARD)
+def test_a_concept_of_the_users_own_is_known_by_its_words(tiny: Segmenter) -> None:
+    understood = understand(Query(Text("QQZX  streak")), tiny.card)
+    assert understood.trained is not None and understood.words == "qqzx streak"
+    assert not any("guess" in note for note in understood.notes)
+    assert understand(Query(Text("qqzx")), tiny.card).trained is None
+
+
+def test_untrained_and_uncoded_words_say_so(tiny: Segmenter) -> None:
+    known = understand(Query(Text("urinary bladder")), tiny.card)
     assert known.concept is not None and known.trained is None and GUESS in known.notes
-    unknown = understand(Query(Text("zeppelin")), CARD)
+    unknown = understand(Query(Text("zeppelin")), tiny.card)
     assert unknown.concept is None and unknown.words == "zeppelin" and GUESS in unknown.notes
     assert any("uncoded" in note for note in unknown.notes)
 
 
-def test_modality_the_concept_was_never_seen_in_is_a_guess() -> None:
-    assert any("guess" in note for note in understand(Query(Text("polyp")), CARD, "CT").notes)
-    assert not any("guess" in note for note in understand(Query(Text("liver")), CARD, "CT").notes)
+def test_modality_the_concept_was_never_seen_in_is_a_guess(tiny: Segmenter) -> None:
+    assert any("guess" in note for note in understand(Query(Text("polyp")), tiny.card, "CT").notes)
+    assert not any("guess" in note for note in understand(Query(Text("liver")), tiny.card, "CT").notes)
 
 
 def test_picture_axes_agree_with_pictures() -> None:

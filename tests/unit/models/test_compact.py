@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from lexitome.models.compact import CompactConfig, CompactNet, positions
+from lexitome.data import prompt_maps
+from lexitome.models.compact import SPATIAL_CHANNELS, SPATIAL_STRIDE, CompactConfig, CompactNet, positions
 from lexitome.models.efficientnet_lite import EfficientNetLite
 from lexitome.text import TextEncoder
 
@@ -23,7 +26,8 @@ def inputs(side: int, images: int, queries: int) -> tuple[torch.Tensor, torch.Te
     generator = torch.Generator().manual_seed(1)
     pictures = torch.rand(images, 3, side, side, generator=generator) * 255
     text = torch.randn(queries, TINY.text_dim, generator=generator)
-    spatial = (torch.rand(queries, 3, side // 4, side // 4, generator=generator) > 0.9).float()
+    map_side = side // SPATIAL_STRIDE
+    spatial = (torch.rand(queries, SPATIAL_CHANNELS, map_side, map_side, generator=generator) > 0.9).float()
     return pictures, text, spatial
 
 
@@ -31,6 +35,23 @@ def inputs(side: int, images: int, queries: int) -> tuple[torch.Tensor, torch.Te
 def test_shapes(net: CompactNet, side: int) -> None:
     decoded = net(*inputs(side, 2, 6))
     assert decoded.logits.shape == (6, side, side) and decoded.presence.shape == (6,)
+    assert decoded.centres.shape == (6, side // 2, side // 2) and decoded.offsets.shape == (6, 2, side // 2, side // 2)
+    assert decoded.objects is None
+
+
+def test_object_queries() -> None:
+    torch.manual_seed(0)
+    config = replace(TINY, object_queries=5, decoder_layers=2)
+    decoded = CompactNet(config, EfficientNetLite(0)).eval()(*inputs(64, 1, 3))
+    objects = decoded.objects
+    assert objects is not None and objects.logits.shape == (2, 3, 5) and objects.masks.shape == (3, 5, 16, 16)
+    assert objects.boxes.shape == (2, 3, 5, 4) and objects.boxes.min() >= 0 and objects.boxes.max() <= 1
+    assert decoded.logits.shape == (3, 64, 64)
+
+
+def test_spatial_channels_are_those_of_the_prompts() -> None:
+    """Declared on both sides, since the data do not import the models."""
+    assert (prompt_maps.CHANNELS, prompt_maps.STRIDE) == (SPATIAL_CHANNELS, SPATIAL_STRIDE)
 
 
 def test_queries_do_not_see_each_other(net: CompactNet) -> None:
@@ -39,7 +60,8 @@ def test_queries_do_not_see_each_other(net: CompactNet) -> None:
     for image, query in ((0, 0), (0, 1), (1, 2), (1, 3)):
         alone = net(pictures[image : image + 1], text[query : query + 1], spatial[query : query + 1])
         torch.testing.assert_close(together.logits[query], alone.logits[0], atol=1e-4, rtol=1e-3)
-        torch.testing.assert_close(together.presence[query], alone.presence[0], atol=1e-4, rtol=1e-3)
+        for name in ("presence", "centres", "offsets"):
+            torch.testing.assert_close(getattr(together, name)[query], getattr(alone, name)[0], atol=1e-4, rtol=1e-3)
 
 
 def test_words_and_places_change_the_answer(net: CompactNet) -> None:
@@ -65,6 +87,26 @@ def test_whitening_separates_left_from_right_and_keeps_silence_silent(net: Compa
     assert torch.equal(silent[0], silent[1]) and torch.isfinite(silent).all()
 
 
+@pytest.mark.parametrize("phrases", [["polyp"], ["polyp", "the polyp"], ["polyp", "liver", "spleen"]])
+def test_few_words_are_enough(net: CompactNet, phrases: list[str]) -> None:
+    """A set of one thing without synonyms is what most users begin with."""
+    vectors = torch.from_numpy(TextEncoder.load().embed(phrases))
+    net.decoder.text.fit(vectors)
+    found = net.decoder.text(torch.cat([vectors, torch.zeros_like(vectors[:1])]))
+    assert torch.isfinite(found).all()
+    assert all(not torch.allclose(words, found[-1], atol=1e-3) for words in found[:-1])  # words are not silence
+
+
+def test_every_kind_of_place_changes_the_answer(net: CompactNet) -> None:
+    pictures, text, spatial = inputs(64, 1, 1)
+    nowhere = torch.zeros_like(spatial)
+    plain = net(pictures, text, nowhere).logits
+    for channel in range(SPATIAL_CHANNELS):
+        there = nowhere.clone()
+        there[:, channel, 4:8, 4:8] = 1
+        assert not torch.allclose(plain, net(pictures, text, there).logits), channel
+
+
 def test_positions_tell_left_from_right_at_any_resolution() -> None:
     small, large = positions(4, 4, 32), positions(8, 8, 32)
     assert not torch.allclose(small[:, 0, 0], small[:, 0, 3])
@@ -73,7 +115,7 @@ def test_positions_tell_left_from_right_at_any_resolution() -> None:
 
 def test_every_trainable_parameter_learns(net: CompactNet) -> None:
     decoded = net(*inputs(64, 2, 4))
-    (decoded.logits.mean() + decoded.presence.mean()).backward()
+    (decoded.logits.mean() + decoded.presence.mean() + decoded.centres.mean() + decoded.offsets.mean()).backward()
     assert [n for n, p in net.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
