@@ -34,7 +34,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 
 RANK = {unit: rank for rank, row in enumerate(LAYERS) for unit in row}
 MAY_USE_IO = frozenset({"data", "evaluation", "recipes", "api", "cli"})
-TORCH_UNITS = frozenset({"models", "losses", "training"})
+TORCH_UNITS = frozenset({"models", "losses", "training", "recipes"})
 TORCH_DECLARATION = "needs torch"
 """A module of `data` or `evaluation` may import torch if its docstring says so in these words."""
 

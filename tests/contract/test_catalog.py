@@ -32,6 +32,7 @@ def test_card_is_complete(name: str) -> None:
     restricted = [
         s for s in card.sets if any(w in s.licence for w in ("NC", "research", "unstated", "written permission"))
     ]
+    assert card.metrics and card.side % 32 == 0
     assert card.research_only or not restricted, "a set that is not free for commerce makes the weights research only"
 
 
@@ -42,7 +43,7 @@ def test_trained_concepts_are_in_the_vocabulary_and_lead_back(name: str) -> None
         assert vocabulary.get(trained.concept) is not None
         resolved = vocabulary.resolve(trained.words).concept
         assert resolved is not None and resolved.name == trained.concept
-        assert trained.families and 0 < trained.threshold < 1
+        assert trained.families and 0 < trained.threshold < 1 and trained.side % 32 == 0
     assert len({t.concept for t in card.trained_concepts}) == len(card.trained_concepts)
 
 
@@ -60,3 +61,4 @@ def test_answers_every_query_on_the_grid(name: str, shape: tuple[int, int, int, 
     for finding in findings:
         assert finding.mask.shape == volume.grid and finding.mask.dtype == bool
         assert np.isfinite([finding.presence, finding.score]).all()
+        assert finding.instances is None or np.array_equal(finding.instances > 0, finding.mask)

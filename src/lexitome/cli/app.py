@@ -15,13 +15,13 @@ from typing import Annotated
 import typer
 
 from lexitome import __version__
-from lexitome.cli import demo, describe, segment
+from lexitome.cli import check_data, demo, describe, export, segment, train
 from lexitome.cli.console import BAD_INPUT, OK, TERMINATED, Console
 from lexitome.cli.options import Debug
 
 # Plain help: quick to start, easy to grep, and the same in docs/cli.md.
 app = typer.Typer(name="lexitome", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-for group in (segment.app, demo.app, describe.app):
+for group in (segment.app, demo.app, describe.app, check_data.app, train.app, export.app):
     app.add_typer(group)
 
 

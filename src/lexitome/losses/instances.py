@@ -1,4 +1,4 @@
-"""Objects told apart by their centres (Cheng et al. 2020, Panoptic-DeepLab, section 3): the right answers and the loss."""
+"""Objects told apart by their centres (Cheng et al. 2020, Panoptic-DeepLab, section 3): right answers and loss."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def centre_targets(instances: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     (Q, 2, H, W) from each pixel to it as (y, x) in pixels; and which pixels belong to an object (Q, H, W) bool."""
     count, height, width = instances.shape
     most = int(instances.max()) + 1 if count else 1
-    flat = (instances.long() + most * torch.arange(count)[:, None, None]).flatten()
-    rows = torch.arange(height, dtype=torch.float32)[:, None].expand(count, height, width)
-    columns = torch.arange(width, dtype=torch.float32).expand(count, height, width)
+    flat = (instances.long() + most * torch.arange(count, device=instances.device)[:, None, None]).flatten()
+    rows = torch.arange(height, dtype=torch.float32, device=instances.device)[:, None].expand(count, height, width)
+    columns = torch.arange(width, dtype=torch.float32, device=instances.device).expand(count, height, width)
     size = torch.bincount(flat, minlength=count * most).clamp_min(1).float()
     middle_y = torch.bincount(flat, rows.flatten(), minlength=count * most) / size
     middle_x = torch.bincount(flat, columns.flatten(), minlength=count * most) / size

@@ -1,22 +1,25 @@
-"""Presence thresholds, chosen on the validation split: from which probability the model says "found"."""
+"""What is chosen on the validation split when a model is exported: how each target is asked, and from which presence
+probability the model says "found". The graphs themselves are asked, as they will be stored."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
+from rich.progress import track
 
 from lexitome.data.cache import CachedDataset
-from lexitome.data.folder import Dataset, Target
+from lexitome.data.dataset import Dataset, Target
 from lexitome.data.negatives import surely_absent
-from lexitome.models.compact import CompactNet
-from lexitome.text import TextEncoder
+from lexitome.training.answers import Ask, Question, annotated, answers, asking, shows, spread, validation_rows
+from lexitome.training.graphs import Pair, Session
+from lexitome.training.sides import best_sides
 
 FEWEST_PAIRS = 8
-"""A concept with fewer present or absent validation pairs shares the default threshold."""
+"""A target with fewer present or absent validation pairs shares the default threshold."""
 LOWEST, HIGHEST, HIGHEST_ASKED = 0.01, 0.5, 0.9
 """Bounds. One half is what the network was trained to mean; only where a set asks for its targets mostly in pictures
 that show them (many organs, few slices without) does raw presence run high, and validation pairs can tell how much."""
@@ -24,10 +27,51 @@ MISS_COST = 2.0
 """A missed target costs twice a false one: a person deletes a wrong mask faster than she draws a missing one."""
 TOLERANCE = 0.05
 """Of `1 + MISS_COST`: up to five in a hundred absent targets more may be taken for present."""
-MOST_PICTURES = 40
+MOST_PICTURES = 30
 """Validation pictures used of each set."""
 ABSENT_OF_OTHER_SETS = 3
 """Surely absent targets of other sets asked of each picture, of its own modality and of others each."""
+
+
+@dataclass(frozen=True)
+class TargetChoice:
+    """How a target is asked: see `models.catalog.TrainedConcept`. ``dice`` is the mean over validation pictures at
+    `side` (None: no picture shows it)."""
+
+    threshold: float
+    side: int
+    stacked: bool
+    views: bool
+    countable: bool
+    dice: float | None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Choices by target name, and the presence threshold of everything else."""
+
+    targets: dict[str, TargetChoice]
+    default_threshold: float
+
+
+def calibrate(graphs: Pair, sets: Sequence[CachedDataset], threads: int | None = None) -> Calibration:
+    """Sides first, since presence depends on them, then thresholds. What volumes are shown as follows from how they
+    were trained: `views` is chosen for sets that were cut along every axis, not measured on whole volumes."""
+    threads = threads or os.cpu_count() or 1
+    ask = asking(Session(graphs))  # one thread each: several pictures at a time keep the cores busier than one
+    sides, dice = best_sides(ask, sets, threads)
+    thresholds, default = presence_thresholds(ask, sets, sides, threads)
+    choices = {}
+    for name, threshold in thresholds.items():
+        homes = [s for s in sets if any(target.name == name for target in s.dataset.targets)]
+        choices[name] = TargetChoice(
+            threshold, sides[name],
+            stacked=any(s.dataset.dims == 3 for s in homes),
+            views=any(len({row.axis for row in s.rows}) > 1 for s in homes),
+            countable=any(s.traits.countable or s.instances is not None for s in homes),
+            dice=dice.get(name),
+        )  # fmt: skip
+    return Calibration(choices, default)
 
 
 @dataclass
@@ -51,15 +95,23 @@ class Scores:
         return HIGHEST_ASKED if len(self.own) >= FEWEST_PAIRS else HIGHEST
 
 
-def presence_thresholds(model: CompactNet, sets: Sequence[CachedDataset], side: int) -> tuple[dict[str, float], float]:
+def presence_thresholds(
+    ask: Ask, sets: Sequence[CachedDataset], sides: dict[str, int], threads: int = 1
+) -> tuple[dict[str, float], float]:
     """(threshold of each target name, default): the best weighted accuracy on validation pairs, see `MISS_COST`.
 
     A target with few pairs takes the median of its set's others, or the default, which also serves for words the model
     was not trained with.
+
+    Args:
+        sides: at which side each target is asked.
     """
     scores = {target.name: Scores() for cached in sets for target in cached.dataset.targets}
-    for name, kind, probability in _validation_pairs(model, sets, side):
-        getattr(scores[name], kind).append(probability)
+    pairs = list(_validation_pairs(sets, sides))
+    told = answers(ask, [question for question, _ in pairs], threads)
+    for (_, kinds), (question, answer) in zip(pairs, track(told, "presence", total=len(pairs)), strict=True):
+        for target, kind, probability in zip(question.targets, kinds, answer.presence, strict=True):
+            getattr(scores[target.name], kind).append(float(probability))
     chosen = {
         name: best_threshold(np.array(s.absent), np.array(s.present), s.highest)
         for name, s in scores.items()
@@ -85,32 +137,21 @@ def best_threshold(absent: NDArray[np.float64], present: NDArray[np.float64], hi
     return round(float(candidates[best[0]]), 4)
 
 
-def _validation_pairs(model: CompactNet, sets: Sequence[CachedDataset], side: int) -> Iterator[tuple[str, str, float]]:
-    """(target name, kind of `Scores`, predicted presence) for targets of each picture and some others."""
-    text, rng = TextEncoder.load(), np.random.default_rng(0)
+def _validation_pairs(
+    sets: Sequence[CachedDataset], sides: dict[str, int]
+) -> Iterator[tuple[Question, tuple[str, ...]]]:
+    """Questions, each with the kind in `Scores` of its targets: those of each picture's set, and some of others."""
+    rng = np.random.default_rng(0)
     datasets: list[Dataset] = [s.dataset for s in sets]
     for cached in sets:
         near, far = (surely_absent(cached.dataset, datasets, same_family=same) for same in (True, False))
-        rows = [i for i, row in enumerate(cached.rows) if row.split == "val"]
-        spread = np.unique(np.linspace(0, len(rows) - 1, MOST_PICTURES).round().astype(int))
-        for index in [rows[i] for i in spread if rows]:
-            row = cached.rows[index]
-            own = [t for t in cached.dataset.targets if not set(t.labels) & set(row.unknown)]
-            asked = [(t, "present" if set(t.codes) & set(row.present) else "own") for t in own]
+        for index in spread(validation_rows(cached), MOST_PICTURES):
+            asked: list[tuple[Target, str]] = [
+                (target, "present" if shows(cached, index, target) else "own") for target in annotated(cached, index)
+            ]
             for others, kind in ((near, "near"), (far, "far")):
                 asked += [(others[int(i)], kind) for i in rng.permutation(len(others))[:ABSENT_OF_OTHER_SETS]]
-            answers = _presence(model, cached, index, [target for target, _ in asked], text, side)
-            for (target, kind), probability in zip(asked, answers, strict=True):
-                yield target.name, kind, probability
-
-
-def _presence(
-    model: CompactNet, cached: CachedDataset, index: int, asked: list[Target], text: TextEncoder, side: int
-) -> list[float]:
-    picture = torch.from_numpy(np.array(cached.images[index])).permute(2, 0, 1)[None].float()
-    picture = torch.nn.functional.interpolate(picture, (side, side), mode="bilinear", antialias=True)
-    vectors = torch.from_numpy(text.embed([t.name for t in asked]))
-    spatial = torch.zeros(len(asked), 3, side // 4, side // 4)
-    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        decoded = model(picture, vectors, spatial)
-    return decoded.presence.float().sigmoid().tolist()
+            for side in sorted({sides[target.name] for target, _ in asked}):
+                here = [(target, kind) for target, kind in asked if sides[target.name] == side]
+                targets, kinds = zip(*here, strict=True)
+                yield Question(cached, index, targets, side), kinds

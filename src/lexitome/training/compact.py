@@ -1,223 +1,177 @@
-"""Train the compact model.
+"""What the engine trains when it trains a compact model: batches, objective, validation.
 
-    python -m lexitome.training.compact --data DIR --run runs/compact
-
-DIR holds folders in the form of `lexitome.data.folder`. The run is a sequence of stages (side, steps): most steps at
-low resolution, the last at the resolution of use. Everything is seeded, a checkpoint is written every 200 steps, and
-the same command continues an interrupted run with the batches it would have seen.
+The objective has a mask part (cross-entropy and Dice), a presence part ("not found" is an answer that has to be
+learned), and for objects that are told apart the centres of `losses.instances`, or SAM3's set prediction where the
+model has object queries.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import os
-import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lexitome.data.batches import Batch, BatchSource
-from lexitome.data.cache import CachedDataset, open_cache
-from lexitome.data.folder import load_dataset
-from lexitome.models.compact import CompactConfig, CompactNet, Decoded
+from lexitome.data.batches import Batch, BatchSource, Draw
+from lexitome.errors import InputError
+from lexitome.losses import set_prediction
+from lexitome.losses.boxes import boxes_of_masks
+from lexitome.losses.instances import centre_loss
+from lexitome.losses.mask import soft_dice
+from lexitome.losses.set_prediction import ObjectTargets, SetPrediction, SetPredictionConfig
+from lexitome.models.catalog import SIDE_STEP
+from lexitome.models.compact import OFFSET_UNIT, CompactConfig, CompactNet, Decoded
 from lexitome.models.efficientnet_lite import load_imagenet
+from lexitome.training.validation import validate_text_only
 
-CACHE_SIDE = 448
+SURELY_EMPTY = -30.0
+"""A logit whose distance to an empty mask is 0."""
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    stages: tuple[tuple[int, int], ...] = ((256, 3600), (320, 1400))  # (side, steps)
-    images: int = 8
-    queries: int = 3
-    lr: float = 8e-4
-    lr_backbone: float = 2e-4
-    weight_decay: float = 0.02
-    warmup: int = 200
-    clip: float = 1.0
-    ema: float = 0.998
-    absent_weight: float = 0.5
-    presence_weight: float = 0.3
-    seed: int = 0
-    checkpoint_every: int = 200
+class Resolution:
+    """Side of the pictures of a size class, and how many make a step."""
 
-    @property
-    def steps(self) -> int:
-        return sum(steps for _, steps in self.stages)
+    side: int
+    images: int
 
-    def side(self, step: int) -> int:
-        """Picture side of a step."""
-        for side, steps in self.stages:
-            if step < steps:
-                return side
-            step -= steps
-        return self.stages[-1][0]
+    def __post_init__(self) -> None:
+        if self.side < SIDE_STEP or self.side % SIDE_STEP:
+            raise InputError("side", f"{self.side} is not a multiple of {SIDE_STEP}", "Choose e.g. 256 or 320.")
+        if self.images < 1:
+            raise InputError("images", f"{self.images} pictures make no step", "Choose at least 1.")
 
 
-def loss_terms(decoded: Decoded, batch: Batch, config: TrainConfig) -> dict[str, Tensor]:
-    """Binary cross-entropy and soft Dice of the masks where the target is present, cross-entropy alone where it is
-    not (Dice of an empty mask has no gradient worth following), and cross-entropy of presence."""
-    logits, target = decoded.logits.float(), batch.masks
+@dataclass(frozen=True)
+class Stage:
+    """Resolutions of the size classes in a part of the run."""
+
+    small: Resolution
+    medium: Resolution
+    fine: Resolution
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of the steps show pictures of each size class."""
+
+    small: float = 0.15
+    medium: float = 0.67
+    fine: float = 0.18
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which pictures a step holds: most is learned at `low` resolution, thin structures in the last part of the run,
+    from the fraction `high_from` of its steps on, at `high`."""
+
+    low: Stage = field(default_factory=lambda: Stage(Resolution(160, 20), Resolution(256, 8), Resolution(384, 4)))
+    high: Stage = field(default_factory=lambda: Stage(Resolution(192, 16), Resolution(320, 8), Resolution(512, 3)))
+    high_from: float = 0.72
+    share: Share = field(default_factory=Share)
+
+    def draw(self, step: int, steps: int, source: BatchSource) -> Draw:
+        stage = self.low if step < self.high_from * steps else self.high
+        size = source.size_of(step, asdict(self.share))
+        resolution: Resolution = getattr(stage, size)
+        return Draw(size, resolution.side, resolution.images)
+
+
+@dataclass(frozen=True)
+class CompactObjective:
+    """Weights of the terms. ``absent``: of the cross-entropy of a mask that must be empty, relative to one that must
+    not (Dice of an empty mask has no gradient worth following)."""
+
+    bce: float = 1.0
+    dice: float = 1.0
+    absent: float = 0.5
+    presence: float = 0.3
+    centres: float = 0.5
+    offsets: float = 0.1
+    objects: SetPredictionConfig | None = None
+    """Of the object queries, if the model has any (`CompactConfig.object_queries`)."""
+    objects_weight: float = 0.005
+    """SAM3's terms add up to some two hundred times the others."""
+
+
+@dataclass(frozen=True, eq=False)
+class CompactTask:
+    """A `training.engine.Task`."""
+
+    source: BatchSource
+    sampling: Sampling
+    objective: CompactObjective
+    steps: int
+
+    def images(self, step: int) -> int:
+        return self.sampling.draw(step, self.steps, self.source).images
+
+    def batch(self, step: int, indices: range) -> Batch:
+        return self.source.batch(step, self.sampling.draw(step, self.steps, self.source), indices)
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Queries, queries whose target is present, those of them with known objects; then what set prediction
+        counts."""
+        own = [torch.tensor(float(len(batch.present))), batch.present.sum(), (batch.present * batch.countable).sum()]
+        if self.objective.objects is None:
+            return torch.stack(own)
+        return torch.cat([torch.stack(own), set_prediction.counts(object_targets(batch))])
+
+    def loss(self, model: nn.Module, batch: Batch, totals: Tensor) -> dict[str, Tensor]:
+        decoded = model(batch.pictures, batch.text, batch.spatial)
+        return compact_loss(decoded, batch, totals, self.objective)
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        return validate_text_only(model, self.source)
+
+
+def compact_loss(decoded: Decoded, batch: Batch, totals: Tensor, weights: CompactObjective) -> dict[str, Tensor]:
+    """Terms as sums over this batch divided by `totals` (see `CompactTask.counts`)."""
+    queries, present_count, counted = totals[:3].clamp_min(1).unbind()
+    unjudged = batch.unjudged.repeat_interleave(len(batch.masks) // len(batch.unjudged), 0)
+    logits = decoded.logits.float().masked_fill(unjudged, SURELY_EMPTY)  # no loss, no gradient: their target is 0
     present = batch.present
-    bce = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((1, 2))
-    probability = logits.sigmoid()
-    overlap = 2 * (probability * target).sum((1, 2))
-    dice = 1 - (overlap + 1) / (probability.sum((1, 2)) + target.sum((1, 2)) + 1)
-    count = present.sum().clamp_min(1)
-    return {
-        "bce": (bce * (present + config.absent_weight * (1 - present))).mean(),
-        "dice": (dice * present).sum() / count,
-        "presence": config.presence_weight
-        * F.binary_cross_entropy_with_logits(decoded.presence.float(), batch.present),
+    bce = F.binary_cross_entropy_with_logits(logits, batch.masks, reduction="none").mean((1, 2))
+    presence = F.binary_cross_entropy_with_logits(decoded.presence.float(), present, reduction="sum")
+    terms = {
+        "bce": weights.bce * (bce * (present + weights.absent * (1 - present))).sum() / queries,
+        "dice": weights.dice * (soft_dice(logits, batch.masks) * present).sum() / present_count,
+        "presence": weights.presence * presence / queries,
     }
+    known = (present * batch.countable).bool()
+    if known.any():
+        centres = decoded.centres.float().masked_fill(unjudged[:, ::2, ::2], SURELY_EMPTY)
+        bump, way = centre_loss(centres[known], decoded.offsets[known].float(), batch.instances[known], OFFSET_UNIT)
+        terms["centres"] = weights.centres * bump.sum() / counted
+        terms["offsets"] = weights.offsets * way.sum() / counted
+    if weights.objects is not None and decoded.objects is not None:
+        said = SetPrediction(decoded.objects.logits, decoded.objects.boxes, masks=decoded.objects.masks)
+        found = set_prediction.set_prediction_loss(said, object_targets(batch), weights.objects, totals[3:])
+        terms["objects"] = weights.objects_weight * torch.stack(list(found.values())).sum()
+    return terms
 
 
-def build_optimizer(model: CompactNet, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; the ImageNet backbone learns slower, biases and norms do not decay."""
-    groups: dict[tuple[float, float], list[Tensor]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            lr = config.lr_backbone if name.startswith("encoder.backbone.") else config.lr
-            decay = config.weight_decay if parameter.ndim > 1 else 0.0
-            groups.setdefault((lr, decay), []).append(parameter)
-    return torch.optim.AdamW(
-        [{"params": p, "lr": lr, "base_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
-    )
+def object_targets(batch: Batch) -> ObjectTargets:
+    """The objects of each query, at half resolution. Where they cannot be counted (a vessel tree) the whole mask is
+    one."""
+    masks = []
+    for query, (ids, whole) in enumerate(zip(batch.instances, batch.masks[:, ::2, ::2] > 0, strict=True)):
+        if not batch.present[query]:
+            masks.append(whole[:0].new_zeros((0, *whole.shape)))
+        elif batch.countable[query] and ids.any():
+            masks.append(ids[None] == ids[ids > 0].unique()[:, None, None])
+        else:
+            masks.append(whole[None])
+    known = torch.ones(len(masks), dtype=torch.bool, device=batch.masks.device)
+    return ObjectTargets([boxes_of_masks(m) for m in masks], masks, known)
 
 
-def lr_factor(step: int, config: TrainConfig) -> float:
-    """Linear warm-up, then cosine to 2 %."""
-    if step < config.warmup:
-        return (step + 1) / config.warmup
-    progress = (step - config.warmup) / max(1, config.steps - config.warmup)
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-
-
-@dataclass
-class Run:
-    """Everything that a checkpoint holds."""
-
-    model: CompactNet
-    average: dict[str, Tensor]
-    optimizer: torch.optim.AdamW
-    step: int = 0
-
-    def save(self, path: Path, config: TrainConfig) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        state = {
-            "step": self.step, "model": self.model.state_dict(), "average": self.average,
-            "optimizer": self.optimizer.state_dict(), "model_config": asdict(self.model.config),
-            "train_config": asdict(config),
-        }  # fmt: skip
-        torch.save(state, temporary)
-        os.replace(temporary, path)
-
-    def restore(self, path: Path) -> None:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average = state["average"]
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-
-
-def start(config: TrainConfig, model_config: CompactConfig, phrases: Tensor) -> Run:
-    """A run at step 0. `phrases` (N, T): text vectors of the names and synonyms it will be trained with."""
-    torch.manual_seed(config.seed)
-    backbone = load_imagenet(model_config.backbone, frozen_blocks=model_config.frozen_blocks)
-    model = CompactNet(model_config, backbone).to(memory_format=torch.channels_last)
+def build_compact(config: CompactConfig, phrases: Tensor, seed: int) -> CompactNet:
+    """A network with ImageNet weights in its backbone. `phrases` (N, T): text vectors of the names and synonyms it will
+    be trained with (`BatchSource.phrase_vectors`)."""
+    torch.manual_seed(seed)
+    backbone = load_imagenet(config.backbone, frozen_blocks=config.frozen_blocks)
+    model = CompactNet(config, backbone).to(memory_format=torch.channels_last)
     model.decoder.text.fit(phrases)
-    average = {k: v.clone() for k, v in model.state_dict().items()}
-    return Run(model, average, build_optimizer(model, config))
-
-
-def prefetch(source: BatchSource, config: TrainConfig, first: int) -> Iterator[Batch]:
-    """Batches `first`, `first` + 1, ... of the run, the next one drawn while the current one trains."""
-    with ThreadPoolExecutor(1) as pool:
-        upcoming = pool.submit(source.batch, first, config.images, config.side(first))
-        for step in range(first + 1, config.steps + 1):
-            batch = upcoming.result()
-            if step < config.steps:
-                upcoming = pool.submit(source.batch, step, config.images, config.side(step))
-            yield batch
-
-
-def train(run: Run, source: BatchSource, config: TrainConfig, folder: Path) -> Iterator[dict[str, float]]:
-    """Continue `run` to its end; yields the means of each 20 steps and leaves checkpoints in `folder`.
-
-    Raises:
-        FloatingPointError: the loss is not finite; the last checkpoint is intact.
-    """
-    model, sums, began = run.model, {}, time.monotonic()  # type: ignore[var-annotated]
-    batches = prefetch(source, config, run.step)
-    while run.step < config.steps:
-        for group in run.optimizer.param_groups:
-            group["lr"] = group["base_lr"] * lr_factor(run.step, config)
-        batch = next(batches)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            decoded = model(batch.pictures, batch.text, batch.spatial)
-        terms = loss_terms(decoded, batch, config)
-        loss = torch.stack(list(terms.values())).sum()
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss is {loss.item()} at step {run.step}; continue from {folder / 'last.pt'}")
-        run.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-        run.optimizer.step()
-        decay = min(config.ema, (1 + run.step) / (10 + run.step))
-        for name, value in model.state_dict().items():
-            run.average[name].lerp_(value, 1 - decay)
-        run.step += 1
-        for key, value in terms.items():
-            sums[key] = sums.get(key, 0.0) + value.item() / 20
-        if run.step % 20 == 0:
-            yield {"step": run.step, **sums, "seconds": (time.monotonic() - began) / 20}
-            sums, began = {}, time.monotonic()
-        if run.step % config.checkpoint_every == 0 or run.step == config.steps:
-            run.save(folder / "last.pt", config)
-
-
-def open_sets(data: Path, cache: Path) -> list[CachedDataset]:
-    return [
-        open_cache(load_dataset(d), cache, CACHE_SIDE) for d in sorted(data.iterdir()) if (d / "dataset.json").exists()
-    ]
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of training sets")
-    parser.add_argument("--run", type=Path, default=Path("runs/compact"), help="checkpoints and log")
-    parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="decoded pictures (about 8 GB)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--stages", default="", help="SIDE:STEPS,SIDE:STEPS instead of the default")
-    args = parser.parse_args()
-
-    torch.set_num_threads(args.threads)
-    stages = tuple((int(a), int(b)) for a, b in (s.split(":") for s in args.stages.split(",") if s))
-    config = TrainConfig(stages=stages) if stages else TrainConfig()
-    args.run.mkdir(parents=True, exist_ok=True)
-    source = BatchSource(open_sets(args.data, args.cache), seed=config.seed, queries=config.queries)
-    run = start(config, CompactConfig(), source.phrase_vectors())
-    if (args.run / "last.pt").exists():
-        run.restore(args.run / "last.pt")
-        print(f"continuing at step {run.step} of {config.steps}")
-    with (args.run / "log.jsonl").open("a") as log:
-        for row in train(run, source, config, args.run):
-            log.write(json.dumps(row) + "\n")
-            log.flush()
-            left = (config.steps - row["step"]) * row["seconds"] / 60
-            terms = " ".join(f"{k} {v:.3f}" for k, v in row.items() if k not in ("step", "seconds"))
-            print(
-                f"step {row['step']}/{config.steps} {terms} {row['seconds']:.2f} s/step, {left:.0f} min left",
-                flush=True,
-            )
-
-
-if __name__ == "__main__":
-    main()
+    return model

@@ -1,228 +1,241 @@
-"""From a trained checkpoint to the files that ship: two ONNX graphs and `card.json`.
+"""From trained weights to the folder of a model: two ONNX graphs and `card.json`.
 
-    python -m lexitome.training.export --run runs/compact --data DIR --out src/lexitome/assets/compact
-
-Weights are the moving average, stored as float16 and computed in float32. Presence thresholds are chosen on the
-validation split. The command fails if ONNX Runtime and torch differ by more than 1e-3 in probability (before the
-rounding to float16), or if the files exceed the size that may travel in the wheel.
+Weights are the moving average, stored as float16 unless asked otherwise, and computed in float32. How each concept is
+asked is chosen on the validation split (`training.calibrate`). Nothing is written if ONNX Runtime and torch differ by
+more than 1e-3 in any probability, before the weights are rounded for storage.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
+import secrets
 import shutil
-import tempfile
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import onnx
 import torch
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
-from torch import Tensor, nn
 
 from lexitome.concepts import Vocabulary
+from lexitome.data.batches import BatchSource
 from lexitome.data.cache import CachedDataset
-from lexitome.data.folder import Dataset
-from lexitome.data.intensity import LUNG, SOFT_TISSUE
-from lexitome.models.catalog import weights_hash
-from lexitome.models.compact import SPATIAL_STRIDE, CompactConfig, CompactNet, Features, PromptDecoder
+from lexitome.data.dataset import Dataset
+from lexitome.data.intensity import LUNG, SOFT_TISSUE, Window
+from lexitome.data.licences import licence_of_weights
+from lexitome.errors import InputError
+from lexitome.models import card_page
+from lexitome.models.catalog import FILES, ModelCard, TrainingSet, weights_hash
+from lexitome.models.compact import CompactConfig, CompactNet
+from lexitome.models.compact_weights import Storage, rebuild, store
 from lexitome.models.efficientnet_lite import EfficientNetLite
-from lexitome.training.calibrate import presence_thresholds
-from lexitome.training.compact import open_sets
+from lexitome.training import checkpoint
+from lexitome.training.calibrate import Calibration, calibrate
+from lexitome.training.graphs import OFFSETS, OUTPUTS, Pair, differences, export_graphs, worst_probability
+from lexitome.training.validation import validate_text_only
 
-MAX_MB = 30.0
+PAGE = "README.md"
 MAX_DIFFERENCE = 1e-3
-OPSET = 17
-RESEARCH_ONLY = "research use only: several training sets forbid commercial use (see `sets` and the model card)"
+MAX_OFFSET_DIFFERENCE = 1e-2
+DEFAULT_SIDE = 320
+SAME_WINDOW = 50.0
+"""Hounsfield units by which a window may differ from a standard one and still be taken for it: windows that are equal
+share an encoded image."""
+COMPARED_PICTURES = 4
+"""Validation pictures of each set that tell what 8-bit weights cost."""
 
 
-class DecoderGraph(nn.Module):
-    """The decoder with flat inputs, as the graph has them: four feature maps of one image, text, spatial maps."""
+def load_average(path: Path, config: CompactConfig | None = None) -> CompactNet:
+    """The network with averaged weights, in evaluation mode.
 
-    def __init__(self, decoder: PromptDecoder) -> None:
-        super().__init__()
-        self.decoder = decoder
-
-    def forward(
-        self, tokens: Tensor, skip8: Tensor, skip4: Tensor, skip2: Tensor, text: Tensor, spatial: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        logits, presence = self.decoder(Features(tokens, skip8, skip4, skip2), text, spatial)
-        return logits, presence
-
-
-def load_average(path: Path) -> CompactNet:
-    """The network of a checkpoint with its averaged weights, in evaluation mode."""
+    Args:
+        path: a run's folder, one of its checkpoints, or a torch file with the key "average".
+        config: of the network; by default what is stored beside the weights, else the usual one.
+    Raises:
+        InputError: there are no weights, or they are of another network.
+    """
+    if path.is_dir():
+        place = _checkpoint_of(path)
+        config = config or stored_config(checkpoint.read_state(place))
+        model = CompactNet(config, EfficientNetLite(config.backbone))
+        checkpoint.load_weights(model, place)
+        return model.eval()
     state = torch.load(path, map_location="cpu", weights_only=True)
-    config = CompactConfig(**state["model_config"])
+    config = config or CompactConfig(**state.get("model_config", {}))
     model = CompactNet(config, EfficientNetLite(config.backbone))
-    model.load_state_dict(state["average"], strict=True)
+    checkpoint.copy_into(checkpoint.model_tensors(model), state["average"], path)
     return model.eval()
 
 
-def export_graphs(model: CompactNet, side: int) -> tuple[bytes, bytes]:
-    """(encoder, decoder) as ONNX with float32 weights; the decoder takes any number of queries about one image."""
-    pictures = torch.rand(1, 3, side, side) * 255
-    with torch.no_grad():
-        features = model.encoder(pictures)
-    text = torch.randn(2, model.config.text_dim)
-    spatial = torch.zeros(2, 3, side // SPATIAL_STRIDE, side // SPATIAL_STRIDE)
-    names = list(Features._fields)
-    outputs = ["logits", "presence"]
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the tracer: side and padding are meant to be constants of the graph
-        encoder, decoder = Path(folder) / "encoder.onnx", Path(folder) / "decoder.onnx"
-        torch.onnx.export(
-            model.encoder, (pictures,), encoder, input_names=["pictures"], output_names=names,
-            opset_version=OPSET, dynamo=False,
-        )  # fmt: skip
-        torch.onnx.export(
-            DecoderGraph(model.decoder), (*features, text, spatial), decoder,
-            input_names=[*names, "text", "spatial"], output_names=outputs,
-            dynamic_axes={name: {0: "queries"} for name in ("text", "spatial", *outputs)},
-            opset_version=OPSET, dynamo=False,
-        )  # fmt: skip
-        return encoder.read_bytes(), decoder.read_bytes()
+def _checkpoint_of(folder: Path) -> Path:
+    """The best checkpoint of a run, else its last; or the folder itself."""
+    if (folder / "state.json").is_file():
+        return folder
+    found = (checkpoint.locate(folder / "checkpoints", name) for name in ("best", "last"))
+    place = next((path for path in found if path is not None), None)
+    if place is None:
+        raise InputError(folder, "holds no checkpoint", "Name the folder that lexitome train wrote to.")
+    return place
 
 
-def store_half(graph: bytes) -> bytes:
-    """Weights as float16 followed by a cast to float32, which the runtime folds when it loads the graph."""
-    model = onnx.load_from_string(graph)
-    casts = []
-    for tensor in model.graph.initializer:
-        if tensor.data_type != TensorProto.FLOAT or np.prod(tensor.dims) < 256:
-            continue
-        values = numpy_helper.to_array(tensor)
-        name = tensor.name
-        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.half"))
-        casts.append(helper.make_node("Cast", [f"{name}.half"], [name], to=TensorProto.FLOAT))
-    for cast in reversed(casts):
-        model.graph.node.insert(0, cast)
-    onnx.checker.check_model(model)
-    return bytes(model.SerializeToString())
+def stored_config(state: Mapping[str, Any]) -> CompactConfig:
+    """The network that a run trained: `recipe.model` of its configuration."""
+    stored = dict(state.get("config", {}).get("recipe", {}).get("model", {}))
+    return CompactConfig(**{**stored, "path": tuple(stored["path"])} if "path" in stored else stored)
 
 
-def run_graphs(
-    encoder: bytes, decoder: bytes, picture: NDArray[np.float32], text: NDArray[np.float32],
-    spatial: NDArray[np.float32],
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
-    """Mask and presence probabilities by ONNX Runtime of queries about one picture (1, 3, S, S)."""
-    import onnxruntime
-
-    first, second = (onnxruntime.InferenceSession(g, providers=["CPUExecutionProvider"]) for g in (encoder, decoder))
-    features = dict(zip(Features._fields, first.run(None, {"pictures": picture}), strict=True))
-    logits, presence = second.run(None, {**features, "text": text, "spatial": spatial})
-    return 1 / (1 + np.exp(-logits)), 1 / (1 + np.exp(-presence))
-
-
-def largest_difference(model: CompactNet, graphs: tuple[bytes, bytes], side: int, seed: int = 0) -> float:
-    """The largest difference in probability between the graphs and torch on random pictures and queries."""
-    generator = torch.Generator().manual_seed(seed)
-    picture = torch.nn.functional.interpolate(
-        torch.rand(1, 3, 12, 12, generator=generator) * 255, (side, side), mode="bilinear"
-    )
-    text = nn.functional.normalize(torch.randn(5, model.config.text_dim, generator=generator), dim=1)
-    spatial = torch.zeros(5, 3, side // SPATIAL_STRIDE, side // SPATIAL_STRIDE)
-    spatial[1, 0, 10:30, 10:30] = 1
-    with torch.no_grad():
-        decoded = model(picture, text, spatial)
-    masks, presence = run_graphs(*graphs, picture.numpy(), text.numpy(), spatial.numpy())
-    difference = max(
-        np.abs(masks - decoded.logits.sigmoid().numpy()).max(),
-        np.abs(presence - decoded.presence.sigmoid().numpy()).max(),
-    )
-    return float(difference)
-
-
-def trained_concepts(datasets: Sequence[Dataset], thresholds: dict[str, float]) -> list[dict[str, object]]:
-    """One entry for each concept of the vocabulary that a training set draws (`models.catalog.TrainedConcept`).
+def run_state(run: Path) -> dict[str, Any]:
+    """`state.json` of the checkpoint that `load_average` takes: step, metrics, config, versions.
 
     Raises:
-        ValueError: the vocabulary does not know the name of a target.
+        InputError: the folder holds none.
     """
-    vocabulary = Vocabulary.load()
-    entries: dict[str, dict[str, object]] = {}
-    for dataset in sorted(datasets, key=lambda d: -len(d.cases)):
-        window = dataset.window or dataset.applied_window
-        for target in dataset.targets:
-            resolution = vocabulary.resolve(target.name)
-            concept = resolution.concept
-            if concept is None or resolution.how == "meaning":
-                raise ValueError(
-                    f"{dataset.name}: the vocabulary does not know {target.name!r}; add it to concepts.json"
-                )
-            entry = entries.setdefault(concept.name, {
-                "concept": concept.name, "words": target.name, "families": [], "threshold": thresholds[target.name],
-                "window": list(LUNG if window[0] < -500 else SOFT_TISSUE) if window else None,
-            })  # fmt: skip
-            families = entry["families"]
-            assert isinstance(families, list)
-            if dataset.family not in families:
-                families.append(dataset.family)
-            if entry["window"] is None and window:
-                entry["window"] = list(LUNG if window[0] < -500 else SOFT_TISSUE)
-    return list(entries.values())
+    return checkpoint.read_state(_checkpoint_of(run))
 
 
 def write_model(
-    model: CompactNet, sets: list[CachedDataset], side: int, out: Path, provenance: dict[str, object]
-) -> None:
-    """Export, check, calibrate and write the folder of a model, all or nothing.
+    model: CompactNet,
+    sets: Sequence[CachedDataset],
+    out: Path,
+    *,
+    name: str,
+    provenance: Mapping[str, Any],
+    metrics: Mapping[str, Any] | None = None,
+    storage: Storage = "fp16",
+    start: ModelCard | None = None,
+) -> dict[str, Any]:
+    """Export, compare, calibrate and write the folder `out`, all or nothing; returns the card.
 
+    Args:
+        sets: what the model was trained on; their validation rows are asked.
+        metrics: what validation measured in training; what calibration measures joins it.
+        start: the model whose weights it began with: what that one was trained on binds this one too.
     Raises:
-        ValueError: the graphs differ from torch, or are too large to ship.
+        ValueError: the graphs differ from torch.
+        InputError: `out` holds something that is no model, or cannot be written.
     """
-    plain = export_graphs(model, side)
-    difference = largest_difference(model, plain, side)
-    if difference > MAX_DIFFERENCE:
-        raise ValueError(f"ONNX differs from torch by {difference:.1e} in probability, allowed {MAX_DIFFERENCE:.0e}")
-    encoder, decoder = (store_half(graph) for graph in plain)
-    size_mb = (len(encoder) + len(decoder)) / 1e6
-    if size_mb > MAX_MB:
-        raise ValueError(f"the graphs take {size_mb:.1f} MB, allowed {MAX_MB}")
-    thresholds, default = presence_thresholds(model, sets, side)
-    datasets = [s.dataset for s in sets]
+    _check_place(out)
+    plain = export_graphs(model)
+    parity = {"onnx": differences(model, plain)}
+    if worst_probability(parity["onnx"]) > MAX_DIFFERENCE or parity["onnx"][OFFSETS] > MAX_OFFSET_DIFFERENCE:
+        raise ValueError(f"ONNX differs from torch: {_in_words(parity['onnx'])}")
+    graphs = Pair(*(store(graph, storage) for graph in plain))
+    parity[storage] = differences(model, graphs)
+    for form, found in parity.items():
+        print(f"{form}: largest difference to torch: {_in_words(found)}")
+    measured = dict(metrics or {})
+    if storage == "int8":
+        measured["rounding"] = _cost_of_rounding(model, graphs, sets)
+        print(f"int8: validation {measured['rounding']}")
     card = {
-        "side": side, "sha256": weights_hash(encoder, decoder), "size_mb": round(size_mb, 1),
-        "onnx_difference": difference, "half_difference": largest_difference(model, (encoder, decoder), side),
-        "weights_licence": RESEARCH_ONLY, "research_only": True, "default_threshold": default,
-        "provenance": provenance, "trained_concepts": trained_concepts(datasets, thresholds),
+        "name": name, "format": storage, "sha256": weights_hash(*graphs),
+        "size_mb": round(sum(map(len, graphs)) / 1e6, 1), "onnx_difference": worst_probability(parity["onnx"]),
+        "stored_difference": worst_probability(parity[storage]), "parity": parity,
+        "model_config": asdict(model.config), "provenance": dict(provenance),
+        **_described(sets, calibrate(graphs, sets), measured, start),
+    }  # fmt: skip
+    text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
+    files = dict(zip(FILES, (*graphs, text.encode()), strict=True))
+    _replace_folder(out, {**files, PAGE: card_page.page(card).encode()})
+    print(f"wrote {out}: {card['size_mb']} MB as {storage}; {card['weights_licence']}")
+    return card
+
+
+def _described(
+    sets: Sequence[CachedDataset], calibration: Calibration, measured: Mapping[str, Any], start: ModelCard | None
+) -> dict[str, Any]:
+    """What the card says that does not depend on the weights' bytes."""
+    seen: dict[str, Dataset | TrainingSet] = {s.name: s for s in (start.sets if start else ())}
+    seen |= {cached.dataset.name: cached.dataset for cached in sets}
+    licence = licence_of_weights(list(seen.values()))
+    dice = [choice.dice for choice in calibration.targets.values() if choice.dice is not None]
+    return {
+        "side": DEFAULT_SIDE, "default_threshold": calibration.default_threshold,
+        "weights_licence": licence.text, "weights_duties": licence.duties, "research_only": licence.research_only,
+        "licences": {key: asdict(judgement) for key, judgement in licence.judged.items()},
+        "metrics": {**measured, "calibrated_dice": sum(dice) / len(dice) if dice else None},
+        "calibration": {
+            "views": "chosen where a set was cut along all axes, not measured on whole volumes",
+            "targets": {key: asdict(choice) for key, choice in calibration.targets.items()},
+        },
+        "trained_concepts": trained_concepts(sets, calibration),
         "sets": [{"name": d.name, "title": d.title, "modality": d.modality, "licence": d.licence, "source": d.source}
-                 for d in datasets],
+                 for d in seen.values()],
     }  # fmt: skip
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    temporary.mkdir(parents=True)
-    (temporary / "encoder.onnx").write_bytes(encoder)
-    (temporary / "decoder.onnx").write_bytes(decoder)
-    (temporary / "card.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n")
-    shutil.rmtree(out, ignore_errors=True)
-    os.replace(temporary, out)
-    print(
-        f"wrote {out}: {size_mb:.1f} MB, difference to torch {difference:.1e}, as float16 {card['half_difference']:.1e}"
-    )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--run", type=Path, default=Path("runs/compact"))
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, default=Path("runs/cache"))
-    parser.add_argument("--out", type=Path, default=Path("src/lexitome/assets/compact"))
-    parser.add_argument("--side", type=int, default=320, help="side of the pictures at inference")
-    parser.add_argument("--note", default="", help="what the card's provenance should say about the run")
-    args = parser.parse_args()
-    checkpoint = args.run / "last.pt"
-    state = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    provenance = {
-        "steps": state["step"], "train_config": state["train_config"], "model_config": state["model_config"],
-        "note": args.note,
-    }  # fmt: skip
-    write_model(load_average(checkpoint), open_sets(args.data, args.cache), args.side, args.out, provenance)
+def _cost_of_rounding(model: CompactNet, graphs: Pair, sets: Sequence[CachedDataset]) -> dict[str, dict[str, float]]:
+    """Validation metrics of the network as it was trained and with its weights as they are stored."""
+    source = BatchSource(list(sets), seed=0)
+    rounded = rebuild(model.config, graphs, "the stored graphs")
+    return {
+        form: validate_text_only(network, source, COMPARED_PICTURES)
+        for form, network in (("trained", model.eval()), ("stored", rounded))
+    }
 
 
-if __name__ == "__main__":
-    main()
+def trained_concepts(sets: Sequence[CachedDataset], calibration: Calibration) -> list[dict[str, Any]]:
+    """One entry for each concept that a training set draws (`models.catalog.TrainedConcept`): what was chosen for the
+    target of the largest set, the families of all of them, and what any of them allows. A target that the vocabulary
+    does not know for sure is a concept under its own name."""
+    vocabulary = Vocabulary.load()
+    entries: dict[str, dict[str, Any]] = {}
+    for dataset in sorted((cached.dataset for cached in sets), key=lambda d: -len(d.cases)):
+        for target in dataset.targets:
+            resolution = vocabulary.resolve(target.name)
+            known = resolution.concept is not None and resolution.how != "meaning"
+            name = resolution.concept.name if resolution.concept is not None and known else target.name
+            choice = calibration.targets[target.name]
+            entry = entries.setdefault(name, {
+                "concept": name, "words": target.name, "families": [], "window": None,
+                "threshold": choice.threshold, "side": choice.side, "stacked": False, "views": False,
+                "countable": False,
+            })  # fmt: skip
+            entry["families"] += [dataset.family] if dataset.family not in entry["families"] else []
+            entry["window"] = entry["window"] or _standard_window(dataset)
+            for trait in ("stacked", "views", "countable"):
+                entry[trait] = entry[trait] or getattr(choice, trait)
+    return list(entries.values())
+
+
+def _standard_window(dataset: Dataset) -> list[float] | None:
+    """The CT window of a set, as the standard window that it nearly is; None where it has none."""
+    window = dataset.window or dataset.applied_window
+    if window is None:
+        return None
+    standard: tuple[Window, ...] = (SOFT_TISSUE, LUNG)
+    near = (w for w in standard if max(abs(a - b) for a, b in zip(w, window, strict=True)) <= SAME_WINDOW)
+    return list(next(near, window))
+
+
+def _check_place(out: Path) -> None:
+    """A folder that is not a model is never replaced."""
+    if out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= {*FILES, PAGE}):
+        raise InputError(out, "holds something other than a model", "Choose another folder.")
+
+
+def _replace_folder(out: Path, contents: Mapping[str, bytes]) -> None:
+    """Write the folder under another name, then let it take its place; an old one is removed last."""
+    fresh, old = (out.with_name(f".{out.name}.{secrets.token_hex(6)}.{kind}") for kind in ("new", "old"))
+    try:
+        fresh.mkdir(parents=True)
+        for name, content in contents.items():
+            (fresh / name).write_bytes(content)
+        if out.exists():
+            os.replace(out, old)
+        try:
+            os.replace(fresh, out)
+        except OSError:
+            if old.exists():
+                os.replace(old, out)
+            raise
+    except OSError as error:
+        raise InputError(out, f"cannot be written ({error.strerror})", "Free some space or choose another.") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _in_words(found: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {found[name]:.1e}" for name in OUTPUTS)

@@ -1,0 +1,68 @@
+"""`export`: the model folder of a training run, written again or stored otherwise."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lexitome.cli.console import OK
+from lexitome.cli.options import Debug
+from lexitome.errors import InputError
+
+app = typer.Typer()
+NEEDED = ("torch", "accelerate", "safetensors", "onnx")
+
+
+class Stored(StrEnum):
+    """How weights are stored (`models.compact_weights.Storage`); all compute in float32."""
+
+    fp16 = "fp16"
+    fp32 = "fp32"
+    int8 = "int8"
+
+
+@app.command("export")
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run of lexitome train.")],
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder of the model to write.")],
+    stored: Annotated[
+        Stored, typer.Option("--format", help="fp16: half the size; int8: a quarter, and less exact.")
+    ] = Stored.fp16,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="DIR", help="Decoded pictures; by default RUN/decoded.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write the model of a training run: two ONNX graphs and a card.
+
+    How each concept is asked is chosen on the validation part of the run's data, which has to be where it was. The
+    result is used with `lexitome segment -i IMAGE -o OUT --model DIR -t WORDS`. Needs the extra lexitome[train].
+    """
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError("lexitome export", f"needs {', '.join(missing)}", 'Type: pip install "lexitome[train]"')
+    _export(run, out, stored, cache or run / "decoded")
+    raise typer.Exit(OK)
+
+
+def _export(run: Path, out: Path, stored: Stored, cache: Path) -> None:
+    from lexitome.models.catalog import find_model
+    from lexitome.recipes import run as runs
+    from lexitome.recipes.compact import IMAGENET
+    from lexitome.training.export import load_average, run_state, write_model
+
+    job = runs.Job.load(run)
+    recipe, state = job.recipe, run_state(run)
+    datasets = runs.prepare_splits(runs.find_datasets(job, recipe.seed), run, resume=True)
+    source = runs.open_source(job, datasets, cache, print)
+    write_model(
+        load_average(run, recipe.model), source.sets, out, name=recipe.name, storage=stored.value,
+        provenance={"recipe": asdict(recipe), "steps": state["step"], "start": recipe.start},
+        metrics={"validation": state["metrics"]},
+        start=None if recipe.start == IMAGENET else find_model(recipe.start),
+    )  # fmt: skip

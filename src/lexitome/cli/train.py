@@ -1,0 +1,212 @@
+"""`train`: teach a model a user's own data, or run a recipe."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shlex
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from lexitome.cli.console import OK
+from lexitome.cli.options import Debug
+from lexitome.errors import InputError
+
+if TYPE_CHECKING:
+    from lexitome.data.batches import BatchSource
+    from lexitome.data.dataset import Dataset
+    from lexitome.models.compact import CompactNet
+    from lexitome.recipes.run import Job
+
+app = typer.Typer()
+CACHE = "decoded"
+NEEDED = ("torch", "accelerate", "safetensors", "onnx")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was typed that decides the job."""
+
+    recipe: str | None
+    data: tuple[Path, ...]
+    start: str | None
+    concept: str
+    unit_pattern: str | None
+    settings: tuple[str, ...]
+    minutes: float
+
+
+@app.command("train")
+def train(  # noqa: PLR0913 - the signature is the command line
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="[RECIPE]", help="compact or compact-open; without one, a recipe is planned."),
+    ] = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option("--data", metavar="DIR", help="An annotated set or a folder of sets; repeatable."),
+    ] = None,
+    out: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")] = Path("runs/train"),
+    minutes: Annotated[
+        float, typer.Option("--minutes", min=0.5, help="Time to spend on a planned recipe; more is better.")
+    ] = 30.0,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start", metavar="MODEL", help="Model to teach on: a name, a folder, or imagenet; else compact."
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable.")
+    ] = None,
+    concept: Annotated[
+        str, typer.Option("--concept", metavar="NAME", help="What the masks show, if nothing says it.")
+    ] = "",
+    unit_pattern: Annotated[
+        str | None, typer.Option("--unit-pattern", metavar="REGEX", help="The subject within the name of an image.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option("--cache", metavar="DIR", help="Decoded pictures; by default RUN/decoded.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN.")] = False,
+    plan_only: Annotated[bool, typer.Option("--plan", help="Say what would be trained and why, and stop.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Teach a model your own annotated images.
+
+    Without a RECIPE, values are chosen from the data and the machine, and the reasons printed. The result is used with
+    `lexitome segment -i IMAGE -o OUT -t WORDS --model RUN/model`. Needs the extra lexitome[train].
+    """
+    _need_packages()
+    place = cache or out / CACHE
+    if resume:
+        if recipe or data or start or settings or plan_only:
+            remedy = "Name only -o RUN (and --cache), or choose another folder to begin anew."
+            raise InputError("lexitome train", "--resume takes data and settings from the run", remedy)
+        _continue(out, place)
+    else:
+        asked = Request(recipe, tuple(data or ()), _start(start), concept, unit_pattern, tuple(settings or ()), minutes)
+        _begin(asked, out, place, plan_only=plan_only)
+    raise typer.Exit(OK)
+
+
+def _need_packages() -> None:
+    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError("lexitome train", f"needs {', '.join(missing)}", 'Type: pip install "lexitome[train]"')
+
+
+def _begin(asked: Request, out: Path, cache: Path, *, plan_only: bool) -> None:
+    from lexitome.recipes import run
+    from lexitome.training import checkpoint
+
+    if not asked.data:
+        raise InputError("lexitome train", "--data is missing", "Name the folder of your annotated images: --data DIR.")
+    if not plan_only and checkpoint.locate(out / "checkpoints", "last"):
+        raise InputError(out, "holds a run already", "Continue it with --resume, or choose another folder with -o.")
+    job, datasets = _planned(asked) if asked.recipe is None else _listed(asked)
+    if plan_only:
+        _say(json.dumps(asdict(job.recipe), indent=1))
+        return
+    datasets = run.prepare_splits(datasets, out, resume=False)
+    source = run.open_source(job, datasets, cache, _say)
+    model = run.build_model(job.recipe, source)
+    if asked.recipe is None:
+        job = run.agree(_timed(job, source, model, asked))  # each process has timed its own steps
+    job.save(out)
+    _finish(job, source, model, out, resume=False)
+
+
+def _continue(out: Path, cache: Path) -> None:
+    from lexitome.recipes import run
+
+    job = run.Job.load(out)
+    datasets = run.prepare_splits(run.find_datasets(job, job.recipe.seed), out, resume=True)
+    source = run.open_source(job, datasets, cache, _say)
+    _finish(job, source, run.build_model(job.recipe, source), out, resume=True)
+
+
+def _listed(asked: Request) -> tuple[Job, list[Dataset]]:
+    """A recipe by its name, with what --set changes."""
+    from lexitome.recipes import run
+    from lexitome.recipes.compact import RECIPES
+    from lexitome.recipes.overrides import override
+
+    if asked.recipe not in RECIPES:
+        remedy = f"Choose from {', '.join(RECIPES)}, or leave it out and let one be planned from --data."
+        raise InputError("lexitome train", f"there is no recipe {asked.recipe!r}", remedy)
+    recipe = RECIPES[asked.recipe]()
+    recipe = override(replace(recipe, start=asked.start or recipe.start), asked.settings)
+    job = run.Job(recipe, _paths(asked), asked.concept, asked.unit_pattern)
+    return job, run.find_datasets(job, recipe.seed)
+
+
+def _planned(asked: Request) -> tuple[Job, list[Dataset]]:
+    """A recipe from a look at the data. Its number of steps waits until a step has been timed."""
+    from lexitome.recipes import run
+    from lexitome.recipes.compact import CompactRecipe
+    from lexitome.recipes.finetune import plan_finetune
+    from lexitome.recipes.overrides import override
+
+    tried = override(CompactRecipe(""), asked.settings)  # a typing error shows before the data are read
+    job = run.Job(tried, _paths(asked), asked.concept, asked.unit_pattern)
+    datasets = run.find_datasets(job, tried.seed)
+    plan = plan_finetune(datasets, asked.start or "compact", name="-".join(d.name for d in datasets[:3]))
+    for line in plan.reasons:
+        _say(line)
+    return replace(job, recipe=override(plan.recipe, asked.settings), traits=plan.traits), datasets
+
+
+def _timed(job: Job, source: BatchSource, model: CompactNet, asked: Request) -> Job:
+    """The job with as many steps as fit into the time, or as --set says; what depends on their number follows."""
+    from lexitome.recipes import run
+    from lexitome.recipes.finetune import steps_for, with_steps
+    from lexitome.recipes.overrides import override
+    from lexitome.training.compact import CompactTask
+
+    steps = job.recipe.run.steps
+    if not any(setting.partition("=")[0].strip() == "run.steps" for setting in asked.settings):
+        task = CompactTask(source, job.recipe.sampling, job.recipe.objective, steps)
+        seconds = run.time_step(model, task)
+        steps = steps_for(asked.minutes, seconds)
+        speed = f"{seconds:.1f} s a step, measured on {os.cpu_count() or 1} cores"
+        _say(f"steps        {steps}: {asked.minutes:g} minutes at {speed}")
+    return replace(job, recipe=override(with_steps(job.recipe, steps), asked.settings))
+
+
+def _finish(job: Job, source: BatchSource, model: CompactNet, out: Path, *, resume: bool) -> None:
+    from lexitome.recipes import run
+
+    result = run.train(job, source, model, out, resume=resume)
+    if int(os.environ.get("RANK", "0")) > 0:
+        return
+    card = run.export(job, source, model, out, result)
+    _report(card, source, out)
+
+
+def _report(card: dict, source: BatchSource, out: Path) -> None:
+    test = ", ".join(f"{name} {100 * value:.1f}" for name, value in card["metrics"]["test"].items())
+    _say(f"test part    {test or 'has no pictures'}: from words alone, nothing else given")
+    words, model = (shlex.quote(text) for text in (source.sets[0].dataset.targets[0].name, str(out / "model")))
+    _say(f"next         lexitome segment -i IMAGE -o OUT -t {words} --model {model}")
+
+
+def _start(typed: str | None) -> str | None:
+    """A folder as --resume will find it from anywhere."""
+    from lexitome.models.catalog import CATALOG
+
+    is_folder = typed is not None and typed not in CATALOG and Path(typed).is_dir()
+    return str(Path(typed).resolve()) if typed is not None and is_folder else typed
+
+
+def _paths(asked: Request) -> tuple[str, ...]:
+    return tuple(str(path.resolve()) for path in asked.data)
+
+
+def _say(line: str) -> None:
+    if int(os.environ.get("RANK", "0")) == 0:
+        print(line, flush=True)
