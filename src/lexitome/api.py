@@ -13,7 +13,7 @@ from lexitome import io
 from lexitome.errors import InputError
 from lexitome.inference.segmenter import Segmenter
 from lexitome.models.catalog import find_model
-from lexitome.prompts import Box, Point, Query, Spatial, Text
+from lexitome.prompts import Box, MaskPrompt, Point, Query, Spatial, Text
 from lexitome.segmentation import Segmentation
 from lexitome.volume import Volume
 
@@ -26,6 +26,7 @@ def segment(
     *,
     boxes: Sequence[Box | Sequence[float]] = (),
     points: Sequence[Point | Sequence[float]] = (),
+    mask: NDArray[np.generic] | None = None,
     model: str | Path = "compact",
     threads: int | None = None,
     flips: bool = False,
@@ -38,13 +39,14 @@ def segment(
         text: one or several concepts in words.
         boxes: `Box` or (x0, y0, x1, y1[, z0, z1]), voxel coordinates of the image as read, corners included.
         points: `Point` or (x, y[, z]), voxel coordinates; a plain tuple means "inside".
+        mask: a rough mask (z, y, x), of a 2D image also (y, x), to be refined; not 0 is inside.
         model: a name of ``lexitome models``, or a folder that holds a model.
         threads: CPU threads; by default as many as there are cores.
         flips: average with the answers about the mirrored image, where the text names no side; takes twice as long.
 
     Returns:
-        One finding for each text, on the image's own grid. Boxes and points together describe one thing: with words
-        they say where to look for each, without words they are the prompt.
+        One finding for each text, on the image's own grid. Boxes, points and the mask together describe one thing:
+        with words they say where to look for each, without words they are the prompt.
 
     Raises:
         InputError: the image cannot be used, a prompt does not fit it, or there is no such model.
@@ -55,14 +57,16 @@ def segment(
         [text] if isinstance(text, str) else list(text or ()),
         [to_box(volume, box) for box in boxes],
         [to_point(volume, point) for point in points],
+        None if mask is None else to_mask(volume, mask),
     )
-    segmenter = _segmenter(str(model), find_model(model).sha256, threads)
+    segmenter = _segmenter(str(model), find_model(model).measure_card(), threads)
     return segmenter.decode(segmenter.encode(volume, queries), queries, flips=flips)
 
 
 @lru_cache(maxsize=1)
-def _segmenter(model: str, sha256: str, threads: int | None) -> Segmenter:
-    """Loaded once, and again when other weights take the place of a folder: a segmenter holds no state of any image."""
+def _segmenter(model: str, card: str, threads: int | None) -> Segmenter:
+    """Loaded once, and again when another model, told by its card, takes the place of a folder: a segmenter holds no
+    state of any image."""
     return Segmenter.load(model, threads=threads)
 
 
@@ -73,7 +77,7 @@ def as_volume(image: Image) -> Volume:
 
 
 def make_queries(
-    volume: Volume, texts: Sequence[str], boxes: Sequence[Box], points: Sequence[Point]
+    volume: Volume, texts: Sequence[str], boxes: Sequence[Box], points: Sequence[Point], mask: MaskPrompt | None = None
 ) -> tuple[Query, ...]:
     """One query for each text, each with all the places; without texts one query of the places.
 
@@ -86,7 +90,7 @@ def make_queries(
         _check_inside(volume, "box corner", (box.x0, box.y0, first_z), (box.x1, box.y1, last_z))
     for point in points:
         _check_inside(volume, "point", (point.x, point.y, point.z))
-    places: tuple[Spatial, ...] = (*boxes, *points)
+    places: tuple[Spatial, ...] = (*boxes, *points, *([] if mask is None else [mask]))
     words = [" ".join(text.split()) for text in texts]
     if not all(words):
         raise InputError(_name(volume), "a text prompt is empty", "Name what to find, for example 'polyp'.")
@@ -120,6 +124,18 @@ def to_point(volume: Volume, point: Point | Sequence[float], inside: bool = True
         )
     x, y, z = (*point, 0.0)[:3]
     return Point(float(x), float(y), float(z), inside)
+
+
+def to_mask(volume: Volume, mask: NDArray[np.generic]) -> MaskPrompt:
+    """(z, y, x) or, of a 2D image, (y, x) to a `MaskPrompt`."""
+    inside = np.asarray(mask) != 0
+    inside = inside[None] if inside.ndim == 2 else inside
+    if inside.shape != volume.grid:
+        remedy = f"Give one of {' x '.join(map(str, volume.grid))} voxels (z, y, x)."
+        raise InputError(_name(volume), f"the rough mask has the shape {np.shape(mask)}", remedy)
+    if not inside.any():
+        raise InputError(_name(volume), "the rough mask is empty", "Leave it out, or mark some of the target.")
+    return MaskPrompt(inside)
 
 
 def _check_inside(volume: Volume, what: str, *corners: tuple[float, float, float]) -> None:

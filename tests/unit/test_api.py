@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import lexitome
-from lexitome.api import make_queries, to_box, to_point
+from lexitome.api import make_queries, to_box, to_mask, to_point
 from lexitome.cli import main
 from lexitome.errors import InputError
 from lexitome.prompts import Box, Point, Text
@@ -52,6 +52,21 @@ def test_each_text_gets_all_places() -> None:
     first, second = make_queries(PICTURE, ["optic disc", "optic  cup "], [box], [click])
     assert (first.text, second.text) == (Text("optic disc"), Text("optic cup"))
     assert first.spatial == second.spatial == (box, click)
+
+
+def test_a_rough_mask_is_a_place() -> None:
+    flat = np.zeros((30, 40), np.uint8)
+    flat[3:9, 4:20] = 255
+    rough = to_mask(PICTURE, flat)
+    assert rough.mask.shape == (1, 30, 40) and rough.mask.sum() == 6 * 16
+    (query,) = make_queries(PICTURE, [], [], [], rough)
+    assert query.spatial == (rough,) and query.name == "mask"
+    result = lexitome.segment(PICTURE, mask=flat)
+    assert [finding.name for finding in result.findings] == ["mask"] and result["mask"].presence == 1.0
+    with pytest.raises(InputError, match=r"5 x 30 x 40 voxels"):
+        to_mask(VOLUME, flat)
+    with pytest.raises(InputError, match="empty"):
+        to_mask(PICTURE, flat * 0)
 
 
 def test_places_without_words_are_one_query() -> None:

@@ -44,7 +44,8 @@ def check_data(
     """
     from lexitome.data.sources import load_any
 
-    dataset = load_any(folder, seed=seed, concept=concept, unit_pattern=unit_pattern)
+    # Resolved as in training: who is in which part depends on the name of the folder, which "." does not tell.
+    dataset = load_any(folder.resolve(), seed=seed, concept=concept, unit_pattern=unit_pattern)
     report = _run(dataset)
     if as_json:
         print(json.dumps(asdict(report), indent=2, ensure_ascii=False))

@@ -41,7 +41,7 @@ def _cards(models: list[str] | None) -> list[ModelCard]:
 def models(models: Models = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """List the models and their licences.
 
-    With the licence of the weights and whether they are for research only.
+    With the licence of the weights, whether they are for research only, and what the training data ask of users.
     """
     cards = _cards(models)
     if as_json:
@@ -54,6 +54,9 @@ def models(models: Models = None, as_json: AsJson = False, debug: Debug = False)
     ]
     for line in align((head, *rows)):
         print(line)
+    for card in cards:
+        if card.weights_duties:
+            print(f"{card.name}: {card.weights_duties}")
 
 
 def describe_model(card: ModelCard) -> dict[str, Any]:
@@ -64,6 +67,7 @@ def describe_model(card: ModelCard) -> dict[str, Any]:
         "summary": card.summary,
         "licence": card.licence,
         "weights_licence": card.weights_licence,
+        "weights_duties": card.weights_duties,
         "research_only": card.research_only,
         "size_mb": card.size_mb,
         "sha256": card.sha256,

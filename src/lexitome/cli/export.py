@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -51,18 +50,9 @@ def export(
 
 
 def _export(run: Path, out: Path, stored: Stored, cache: Path) -> None:
-    from lexitome.models.catalog import find_model
     from lexitome.recipes import run as runs
-    from lexitome.recipes.compact import IMAGENET
-    from lexitome.training.export import load_average, run_state, write_model
 
     job = runs.Job.load(run)
-    recipe, state = job.recipe, run_state(run)
-    datasets = runs.prepare_splits(runs.find_datasets(job, recipe.seed), run, resume=True)
+    datasets = runs.prepare_splits(runs.find_datasets(job, job.recipe.seed), run, resume=True)
     source = runs.open_source(job, datasets, cache, print)
-    write_model(
-        load_average(run, recipe.model), source.sets, out, name=recipe.name, storage=stored.value,
-        provenance={"recipe": asdict(recipe), "steps": state["step"], "start": recipe.start},
-        metrics={"validation": state["metrics"]},
-        start=None if recipe.start == IMAGENET else find_model(recipe.start),
-    )  # fmt: skip
+    runs.export(job, source, run, out, stored.value)

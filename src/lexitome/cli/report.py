@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from lexitome import __version__
 from lexitome.cli.options import Job, Settings
+from lexitome.models.catalog import find_model
 
 if TYPE_CHECKING:
     from lexitome.segmentation import Finding, Segmentation
@@ -23,11 +24,13 @@ _UNITS = {"area_px": "px", "area_mm2": "mm2", "volume_ml": "ml", "volume_voxels"
 
 
 def request_of(job: Job, settings: Settings) -> dict[str, object]:
-    """All that decides the result: an earlier report with the same request need not be made again."""
+    """All that decides the result: an earlier report with the same request need not be made again. A model that was
+    trained or exported again in the same folder is another one."""
     return {
         "input": str(job.source),
         **asdict(job.ask),
         **{name: value for name, value in asdict(settings).items() if name not in ("threads", "overwrite")},
+        "model_card_sha256": find_model(settings.model).measure_card(),
     }
 
 

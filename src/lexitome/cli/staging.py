@@ -71,5 +71,7 @@ def finished(folder: Path, request: Mapping[str, object]) -> bool:
     if not all(path.exists() for path in files):
         return False
     if earlier != json.loads(json.dumps(request)):
-        raise InputError(folder, "holds the results of another request", "Choose another -o, or drop --no-overwrite.")
+        raise InputError(
+            folder, "holds the results of another request or model", "Choose another -o, or drop --no-overwrite."
+        )
     return True

@@ -84,7 +84,7 @@ def train(  # noqa: PLR0913 - the signature is the command line
     _need_packages()
     place = cache or out / CACHE
     if resume:
-        if recipe or data or start or settings or plan_only:
+        if recipe or data or start or settings or concept or unit_pattern or plan_only:
             remedy = "Name only -o RUN (and --cache), or choose another folder to begin anew."
             raise InputError("lexitome train", "--resume takes data and settings from the run", remedy)
         _continue(out, place)
@@ -110,6 +110,8 @@ def _begin(asked: Request, out: Path, cache: Path, *, plan_only: bool) -> None:
         raise InputError(out, "holds a run already", "Continue it with --resume, or choose another folder with -o.")
     job, datasets = _planned(asked) if asked.recipe is None else _listed(asked)
     if plan_only:
+        if asked.recipe is None and not _sets_steps(asked):
+            _say(f"steps        as many as fit into {asked.minutes:g} minutes: timed when training begins")
         _say(json.dumps(asdict(job.recipe), indent=1))
         return
     datasets = run.prepare_splits(datasets, out, resume=False)
@@ -169,7 +171,7 @@ def _timed(job: Job, source: BatchSource, model: CompactNet, asked: Request) -> 
     from lexitome.training.compact import CompactTask
 
     steps = job.recipe.run.steps
-    if not any(setting.partition("=")[0].strip() == "run.steps" for setting in asked.settings):
+    if not _sets_steps(asked):
         task = CompactTask(source, job.recipe.sampling, job.recipe.objective, steps)
         seconds = run.time_step(model, task)
         steps = steps_for(asked.minutes, seconds)
@@ -178,14 +180,16 @@ def _timed(job: Job, source: BatchSource, model: CompactNet, asked: Request) -> 
     return replace(job, recipe=override(with_steps(job.recipe, steps), asked.settings))
 
 
+def _sets_steps(asked: Request) -> bool:
+    return any(setting.partition("=")[0].strip() == "run.steps" for setting in asked.settings)
+
+
 def _finish(job: Job, source: BatchSource, model: CompactNet, out: Path, *, resume: bool) -> None:
     from lexitome.recipes import run
 
-    result = run.train(job, source, model, out, resume=resume)
-    if int(os.environ.get("RANK", "0")) > 0:
-        return
-    card = run.export(job, source, model, out, result)
-    _report(card, source, out)
+    run.train(job, source, model, out, resume=resume)
+    if int(os.environ.get("RANK", "0")) == 0:
+        _report(run.export(job, source, out), source, out)
 
 
 def _report(card: dict, source: BatchSource, out: Path) -> None:
@@ -198,8 +202,9 @@ def _report(card: dict, source: BatchSource, out: Path) -> None:
 def _start(typed: str | None) -> str | None:
     """A folder as --resume will find it from anywhere."""
     from lexitome.models.catalog import CATALOG
+    from lexitome.recipes.compact import IMAGENET
 
-    is_folder = typed is not None and typed not in CATALOG and Path(typed).is_dir()
+    is_folder = typed is not None and typed not in (*CATALOG, IMAGENET) and Path(typed).is_dir()
     return str(Path(typed).resolve()) if typed is not None and is_folder else typed
 
 

@@ -26,6 +26,7 @@ from lexitome.data.dataset import Case, Dataset
 from lexitome.data.intensity import to_pictures, views_of, with_neighbours
 from lexitome.data.sources.folder import load_dataset
 from lexitome.data.traits import CACHE_SIDE, SetTraits, traits_of
+from lexitome.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,9 @@ def open_cache(
     Args:
         traits: what is known about the set, by default `traits_of` it.
         side: of the pictures, by default what the traits ask for.
+
+    Raises:
+        InputError: a case cannot be read, or the cache cannot be written.
     """
     traits = traits or traits_of(dataset)
     side = side or CACHE_SIDE[traits.size]
@@ -120,9 +124,10 @@ def _build(dataset: Dataset, traits: SetTraits, place: Path, side: int) -> None:
             np.save(temporary / f"{name}.npy", np.stack(planes))
         (temporary / "rows.json").write_text(json.dumps([asdict(row) for row in rows]))
         os.replace(temporary, place)
-    except OSError:
+    except OSError as error:
         if not place.exists():  # else another process was as quick
-            raise
+            remedy = "Free some space, or name another place with --cache."
+            raise InputError(place, f"cannot be written ({error.strerror or error})", remedy) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -80,8 +80,8 @@ JUDGED: dict[str, Judgement] = {
 """The training sets of the built-in models, judged by the texts in their dataset.json."""
 
 _FORBIDS = re.compile(
-    r"\bnc\b|non-?\s?commercial|\bresearch\b|\beducational\b|\bacademic\b|\bgpl|\bnd\b|no ?derivatives|"
-    r"forbid|prohibit|permission|\brequest|\bregist"
+    r"\bnc(?:sa|nd)?(?![a-z])|non-?\s?commercial|\bresearch\b|\beducational\b|\bacademic\b|\bgpl|"
+    r"\bnd(?![a-z])|no ?derivatives|forbid|prohibit|permission|\brequest|\bregist"
 )
 _DOUBT = re.compile(
     r"unstated|unknown|not (?:stated|checked|restated|repeated)|from memory|remembered|no (?:formal )?li[cs]en[cs]e|"

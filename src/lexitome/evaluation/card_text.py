@@ -63,7 +63,7 @@ def render(measured: Measured, card: ModelCard) -> str:
         UNION,
         _section("## Words and one box (ORACLE)", _all_boxes(measured["oracle_box"]), ABOUT_BOX),
         _section("## Objects told apart", _all_objects(measured["objects"]), ABOUT_OBJECTS),
-        "## Training data and licences\n\n" + _licences(card, stored),
+        _section("## Training data and licences", _licences(card, stored), _duties(card)),
         "Backbone: EfficientNet-Lite0, ImageNet weights (Apache-2.0). Text vectors: distilled from all-MiniLM-L6-v2 "
         "(Apache-2.0).\n",
         "## How concepts are asked\n\nChosen on validation data, except `views`.\n\n" + _choices(card),
@@ -162,6 +162,10 @@ def _licences(card: ModelCard, stored: Measured) -> str:
         for s in card.sets
     ]
     return _table(["set", "modality", "licence", "commercial use", "source"], rows, left=5)
+
+
+def _duties(card: ModelCard) -> str:
+    return f"Duties of whoever uses the weights: {card.weights_duties}." if card.weights_duties else ""
 
 
 def _choices(card: ModelCard) -> str:

@@ -102,8 +102,9 @@ def evaluate_case(
     drawn = [near[int(i)] for i in rng.choice(len(near), min(len(near), max(1, count)), replace=False)] if near else []
     asked = (*reference.targets, *drawn)
     began = time.perf_counter()
-    encoded = segmenter.encode(reference.volume)
-    findings = segmenter.decode(encoded, [Query(Text(target.name)) for target in asked]).findings
+    queries = [Query(Text(target.name)) for target in asked]
+    encoded = segmenter.encode(reference.volume, queries)
+    findings = segmenter.decode(encoded, queries).findings
     seconds = (time.perf_counter() - began) / max(len(asked), 1)
     empty = np.zeros(reference.volume.grid, dtype=bool)
     masks = (*reference.masks, *(empty for _ in drawn))

@@ -14,10 +14,12 @@ from lexitome.inference.objects import CentreMaps
 
 SLICE_PRESENCE = 0.2
 """Within a volume that holds the target, a slice shows it from this presence (the volume needs 0.5)."""
-CERTAIN = 0.90
-"""A mask is very certain if its pixels have this probability on average. To be chosen on validation data."""
+CERTAIN = 0.93
+"""A mask is very certain if its pixels have this probability on average. Chosen on validation pictures: at 0.93, 0.3 %
+more of what is there is found; of what is absent 0.3 % more in pictures of other sets, and 2.4 % more in slices that
+lack an organ. Presence is the better judge there, hence only in 2D images."""
 CERTAIN_SHARE = 0.0005
-"""... and if it takes at least this share of the picture. To be chosen on validation data."""
+"""... and if it takes at least this share of the picture."""
 
 
 class Seen(NamedTuple):

@@ -5,6 +5,8 @@ Thresholds were chosen on the validation parts of the 3D training sets.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,16 +15,23 @@ SMALLEST_PART = 0.1
 """Connected parts below this fraction of the largest are dropped (one organ, one body)."""
 
 
-def smooth_slice(probability: NDArray[np.floating], index: int) -> NDArray[np.float32]:
+def smooth_slice(
+    probability: NDArray[np.floating], index: int, pointed: Collection[int] = frozenset()
+) -> NDArray[np.float32]:
     """One of (slice, row, column) probabilities, averaged with its neighbours along the slice axis, edges repeated.
 
     Slice by slice, since a volume of them in float32 would fill the memory.
+
+    Args:
+        pointed: slices on which the user pointed at it. Where they end, they are repeated like edges: that the next
+            slice was not asked about, or does not show it, says nothing against a click.
     """
     last = len(probability) - 1
     if last < 2:
         return probability[index].astype(np.float32)
-    before, after = probability[max(index - 1, 0)], probability[min(index + 1, last)]
-    parts = zip(SMOOTHING, (before, probability[index], after), strict=True)
+    near = [min(max(index + step, 0), last) for step in (-1, 0, 1)]
+    near = [index if index in pointed and other not in pointed else other for other in near]
+    parts = zip(SMOOTHING, (probability[other] for other in near), strict=True)
     return np.asarray(sum(weight * part.astype(np.float32) for weight, part in parts), dtype=np.float32)
 
 

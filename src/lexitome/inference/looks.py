@@ -74,6 +74,11 @@ class Scene:
     def of(volume: Volume) -> Scene:
         return Scene(volume, tuple(views_of(volume)), is_hounsfield(volume))
 
+    @property
+    def modality(self) -> str:
+        """As the source says; where it does not (NIfTI), values in Hounsfield units say CT."""
+        return self.volume.modality or ("CT" if self.hounsfield else "")
+
     def slices(self, view: View) -> int:
         return self.volume.grid[view.order[0]]
 

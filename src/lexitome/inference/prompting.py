@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lexitome.concepts import Concept, Vocabulary, modality_families, parse
+from lexitome.data.dataset import UNKNOWN_FAMILY
 from lexitome.data.intensity import View
 from lexitome.data.prompt_maps import BOX, INSIDE, MASK, OUTSIDE, STRIDE, box_map, no_place, point_map
 from lexitome.models.catalog import ModelCard, TrainedConcept
@@ -53,8 +54,11 @@ def understand(query: Query, card: ModelCard, modality: str = "") -> Understood:
     concept = resolution.concept
     by_name = {t.concept: t for t in card.trained_concepts}
     own = {t.words.casefold(): t for t in card.trained_concepts}  # what a user has taught need not be in the vocabulary
+    taught = own.get(" ".join(typed.casefold().split()))
+    if taught is not None and resolution.how == "meaning":
+        concept = None  # the very words it was taught: nothing to guess
     trained = by_name.get(concept.name) if concept is not None else None
-    trained = trained or own.get(" ".join(typed.casefold().split()))
+    trained = trained or taught
     notes: list[str] = []
     if trained is None and concept is not None and concept.laterality:
         broader = next((c.name for c in Vocabulary.load().ancestors(concept) if c.name in by_name), None)
@@ -62,12 +66,14 @@ def understand(query: Query, card: ModelCard, modality: str = "") -> Understood:
             trained = by_name[broader]
             notes.append(f"answered as {broader!r}: the model was not taught its sides")
     if concept is None:
-        hint = f"; did you mean {', '.join(resolution.alternatives[:3])}?" if resolution.alternatives else ""
+        near = resolution.alternatives[:3] if trained is None else ()
+        hint = f"; did you mean {', '.join(near)}?" if near else ""
         notes.append(f"uncoded: no concept of the vocabulary matches{hint}")
     elif resolution.how == "meaning":
         notes.append(f"taken to mean {concept.name!r} (similarity {resolution.similarity:.2f})")
     families = modality_families(modality)
-    at_home = trained is not None and (not families or bool(families & set(trained.families)))
+    seen = set(trained.families) if trained is not None else set()
+    at_home = trained is not None and (not families or UNKNOWN_FAMILY in seen or bool(families & seen))
     if trained is None:
         notes.append(GUESS)
     elif not at_home:
@@ -92,7 +98,7 @@ def spatial_maps(query: Query, view: View, volume: Volume, side: int) -> dict[in
     """Maps (4, side/4, side/4) of the slices on which the query points at something (`data.prompt_maps`).
 
     Raises:
-        ValueError: a point or box lies outside the image.
+        ValueError: a point or box lies outside the image, or a mask is not on its grid.
     """
     depth, height, width = (volume.grid[axis] for axis in view.order)
     shape = (side // STRIDE, side // STRIDE)
@@ -108,8 +114,10 @@ def spatial_maps(query: Query, view: View, volume: Volume, side: int) -> dict[in
             _inside(volume, (place.x, place.y, place.z), place)
             s, r, c = to_picture_axes(view, volume, (place.x, place.y, place.z))
             bump = point_map(shape, [((c + 0.5) * columns - 0.5, (r + 0.5) * rows - 0.5)])
-            add(round(s), INSIDE if place.inside else OUTSIDE, bump)
+            add(min(max(round(s), 0), depth - 1), INSIDE if place.inside else OUTSIDE, bump)
         elif isinstance(place, MaskPrompt):
+            if place.mask.shape != volume.grid:
+                raise ValueError(f"a mask of {place.mask.shape} does not lie on the grid of the image, {volume.grid}")
             _add_mask(place, view, side, add)
         else:
             box = place.box if isinstance(place, Exemplar) else place

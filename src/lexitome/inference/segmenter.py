@@ -6,15 +6,16 @@ The compact model sees square pictures, one for each slice, each query in its ow
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lexitome.data.intensity import View, Window
-from lexitome.data.prompt_maps import no_place
+from lexitome.data.prompt_maps import BOX, INSIDE, MASK, no_place
 from lexitome.inference.answers import Seen, SliceAnswer, is_certain, overall, resize
 from lexitome.inference.consistency import drop_specks, smooth_slice
 from lexitome.inference.looks import Features, Look, Memory, Pictures, Scene
@@ -27,7 +28,7 @@ from lexitome.segmentation import Finding, Segmentation
 from lexitome.text import TextEncoder
 from lexitome.volume import Volume
 
-FAINT = "faint presence, certain mask"
+FAINT = "faint presence, certain mask: check it"
 UNMIRRORED = "not averaged with the mirrored picture: it names a side"
 
 Progress = Callable[[int, int], None]
@@ -47,11 +48,6 @@ class Encoded:
     memory: Memory
     seconds: float
 
-    @property
-    def view(self) -> View:
-        """The primary one."""
-        return self.scene.views[0]
-
 
 @dataclass(frozen=True, eq=False)
 class Question:
@@ -67,6 +63,11 @@ class Question:
 
     def is_about(self, index: int) -> bool:
         return bool(self.understood.words) or index in self.maps
+
+    @cached_property
+    def pointed(self) -> frozenset[int]:
+        """The slices on which a place says that it is here; a point beside it does not say so."""
+        return frozenset(index for index, drawn in self.maps.items() if drawn[[BOX, INSIDE, MASK]].any())
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ class Segmenter:
         """
         began = time.perf_counter()
         scene, memory = Scene.of(volume), Memory()
-        asked = [understand(query, self.card, volume.modality) for query in queries]
+        asked = [understand(query, self.card, scene.modality) for query in queries]
         wanted = {look for u in asked for look in scene.looks(u.trained, self.card, placed=u.placed)}
         for look in wanted or scene.looks(None, self.card, placed=False):
             self._hold(scene, memory, look, Pictures(volume, look.view, look.window))
@@ -122,7 +123,7 @@ class Segmenter:
                 twice as long.
 
         Raises:
-            ValueError: a box or point lies outside the image.
+            ValueError: a box or point lies outside the image, or a mask is not on its grid.
         """
         began = time.perf_counter()
         questions = self._questions(encoded, queries, flips)
@@ -136,7 +137,7 @@ class Segmenter:
         return self._answers(encoded, self._questions(encoded, queries, flips))
 
     def _questions(self, encoded: Encoded, queries: Sequence[Query], flips: bool) -> list[Question]:
-        asked = [understand(query, self.card, encoded.volume.modality) for query in queries]
+        asked = [understand(query, self.card, encoded.scene.modality) for query in queries]
         vectors = self.text.embed([u.words for u in asked])
         questions = []
         for u, vector in zip(asked, vectors, strict=True):
@@ -168,7 +169,8 @@ class Segmenter:
                     if here:
                         seen = self._ask(encoded, look, pictures, index, [questions[i] for i in here])
                     for row, i in enumerate(here):
-                        certain = questions[i].understood.at_home and is_certain(seen.probability[row])
+                        alone = answers[i].is_picture and questions[i].understood.at_home
+                        certain = alone and is_certain(seen.probability[row])
                         answers[i].add(view, (index, slices), seen, row, certain=certain)
                     done += 1
                     if progress is not None:
@@ -196,7 +198,7 @@ class Segmenter:
         raw = self.network.decode(features, np.stack([question.vector for question in questions]), spatial)
         raw = raw.mirror() if look.mirrored else raw
         even = np.array([question.even for question in questions], np.float32)
-        pointed = np.array([index in question.maps for question in questions])
+        pointed = np.array([index in question.pointed for question in questions])
         presence = np.where(pointed, np.float32(1), sigmoid(raw.presence - even))
         return Seen(sigmoid(raw.logits), presence, sigmoid(raw.centres), raw.offsets.copy())
 
@@ -213,9 +215,10 @@ class Segmenter:
 
     def _finding(self, encoded: Encoded, question: Question, answer: SliceAnswer, flips: bool) -> Finding:
         """Threshold, make slices consistent, tell objects apart, and turn back to the grid of the volume."""
-        understood, view = question.understood, answer.view
-        plain = overall(answer.presence)
-        presence = overall(np.where(answer.certain, np.maximum(answer.presence, 0.5), answer.presence))
+        understood, view, pointed = question.understood, answer.view, question.pointed
+        # A click on one of a hundred slices is as sure a sign as one on a picture.
+        plain = 1.0 if pointed else overall(answer.presence)
+        presence = max(plain, overall(np.where(answer.certain, np.maximum(answer.presence, 0.5), answer.presence)))
         notes = [*understood.notes]
         if plain < 0.5 <= presence:
             notes.append(FAINT)
@@ -226,9 +229,9 @@ class Segmenter:
         score = 0.0
         if presence >= 0.5:
             for index in range(len(mask)):
-                mask[index] = resize(smooth_slice(answer.probability, index), *mask.shape[1:]) >= 0.5
+                mask[index] = resize(smooth_slice(answer.probability, index, pointed), *mask.shape[1:]) >= 0.5
             mask = mask if answer.is_picture else drop_specks(mask)
-            score = _mean_inside(answer.probability, mask)
+            score = _mean_inside(answer.probability, mask, pointed)
         instances = None
         if understood.trained is not None and understood.trained.countable:
             centres = answer.centres
@@ -243,8 +246,10 @@ class Segmenter:
 
         return {
             "model": self.card.name,
+            "folder": self.card.folder,
             "weights_sha256": self.weights,
             "weights_licence": self.card.weights_licence,
+            "weights_duties": self.card.weights_duties,
             "research_only": self.card.research_only,
             "device": "cpu",
             "onnxruntime": onnxruntime.__version__,
@@ -259,11 +264,11 @@ def _blank(scene: Scene, looks: Sequence[Look]) -> SliceAnswer:
     return SliceAnswer(view, grid, len(looks))
 
 
-def _mean_inside(probability: NDArray[np.float16], mask: NDArray[np.bool_]) -> float:
+def _mean_inside(probability: NDArray[np.float16], mask: NDArray[np.bool_], pointed: Collection[int]) -> float:
     """Mean of (slice, h, w) probabilities, smoothed, inside a (slice, H, W) mask; 0 where that is empty."""
     total = 0.0
     for index in range(len(mask)):
         if mask[index].any():
-            plane = resize(smooth_slice(probability, index), *mask.shape[1:])
+            plane = resize(smooth_slice(probability, index, pointed), *mask.shape[1:])
             total += float(plane[mask[index]].sum(dtype=np.float64))
     return total / max(int(mask.sum()), 1)

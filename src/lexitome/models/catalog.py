@@ -84,6 +84,16 @@ class ModelCard:
         return str(self._stored["weights_licence"])
 
     @property
+    def weights_duties(self) -> str:
+        """What the licences of the training sets ask of whoever uses the weights, "" for nothing."""
+        return str(self._stored.get("weights_duties", ""))
+
+    @property
+    def folder(self) -> str | None:
+        """Where it was found, None for a model that is part of the package."""
+        return None if CATALOG.get(self.name) is self else str(self.files)
+
+    @property
     def research_only(self) -> bool:
         return bool(self._stored["research_only"])
 
@@ -119,6 +129,10 @@ class ModelCard:
     @cached_property
     def sets(self) -> tuple[TrainingSet, ...]:
         return tuple(TrainingSet(**_known(TrainingSet, entry)) for entry in self._stored["sets"])
+
+    def measure_card(self) -> str:
+        """The hash of `card.json` as it lies on disk now: it names the weights and says how they are asked."""
+        return weights_hash(self.files.joinpath("card.json").read_bytes())
 
     def measure_sha256(self) -> str:
         """The hash of the weights as they lie on disk now."""
@@ -184,7 +198,7 @@ def _built_in() -> dict[str, ModelCard]:
         ModelCard(
             name="compact",
             tier="compact",
-            summary="Text-, box- and point-prompted 2D network, slice by slice in 3D; inside the package, runs on CPU.",
+            summary="Text-, box- and point-prompted 2D network, in 3D slice by slice with neighbours; runs on CPU.",
             licence="Apache-2.0",
             files=assets.joinpath("compact"),
         ),

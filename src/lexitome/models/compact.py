@@ -6,7 +6,7 @@
 
 Many objects in one mask (nuclei, teeth) are told apart by a dense head: where the centres are, and from each pixel the
 way to its own (Cheng et al. 2020, Panoptic-DeepLab). Object queries in SAM3's manner can take part instead
-(`CompactConfig.object_queries`); docs/ablations.md says what each earns.
+(`CompactConfig.object_queries`); decision 7 says why.
 
 Shapes: N images, Q queries, S image side (a multiple of 32), D token width, T text width, K object queries.
 A spatial prompt is a map (Q, 4, S / 4, S / 4): inside the box, around positive points, around negative points, and

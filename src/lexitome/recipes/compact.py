@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from lexitome.errors import InputError
 from lexitome.models.compact import CompactConfig
 from lexitome.training.compact import CompactObjective, Sampling, Share
 from lexitome.training.engine import RunConfig
@@ -40,6 +41,11 @@ class CompactRecipe:
     queries: int = 3
     negatives: bool = True
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("queries", 1), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise InputError(name, f"{getattr(self, name)} is out of range", f"The least is {least}.")
 
 
 def compact_optim(lr: float, *, warmup: int) -> OptimConfig:

@@ -136,7 +136,8 @@ def plan_finetune(datasets: Sequence[Dataset], start: str, name: str) -> Plan:
         optim=compact_optim(FINETUNE_LR, warmup=30),
         run=RunConfig(steps=FEWEST_STEPS),
     )
-    reasons.append(f"start        {start}: what it knows of edges, organs and words is kept and taught on")
+    knows = "edges and textures" if start == IMAGENET else "edges, organs and words"
+    reasons.append(f"start        {start}: what it knows of {knows} is kept and taught on")
     reasons.append(
         f"optimiser    AdamW {FINETUNE_LR:g} (half of what training from the beginning takes), backbone a quarter of it"
     )

@@ -33,12 +33,11 @@ from lexitome.errors import InputError
 from lexitome.io.atomic import replacing
 from lexitome.models.catalog import find_model
 from lexitome.models.compact import CompactNet
-from lexitome.models.compact_weights import load_folder
+from lexitome.models.compact_weights import Storage, load_folder
 from lexitome.recipes.compact import IMAGENET, CompactRecipe
-from lexitome.training import checkpoint
 from lexitome.training.compact import CompactTask, build_compact
 from lexitome.training.engine import FitResult, fit
-from lexitome.training.export import write_model
+from lexitome.training.export import load_average, run_state, write_model
 from lexitome.training.parallel import assemble
 from lexitome.training.validation import validate_text_only
 
@@ -74,9 +73,8 @@ class Job:
         try:
             return TypeAdapter(Job).validate_python(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
-            raise InputError(
-                folder, "holds no run to continue", "Leave --resume out, or name the run's folder."
-            ) from error
+            remedy = "Name the folder of a run (-o of lexitome train), or begin one with --data."
+            raise InputError(folder, "holds no run to continue", remedy) from error
         except (ValueError, ValidationError) as error:
             cause = f"is not a recipe of this version ({str(error).splitlines()[0]})"
             raise InputError(path, cause, "Start again in another folder.") from error
@@ -101,9 +99,8 @@ def find_datasets(job: Job, seed: int = 0) -> list[Dataset]:
     if job.recipe.open_only:
         found = [dataset for dataset in found if permits_commercial_use(dataset)]
     if not found:
-        raise InputError(
-            job.data[0], "no set here has a licence that permits commercial use", "Train without open_only."
-        )
+        remedy = "Train with --set open_only=false, if research use is enough."
+        raise InputError(job.data[0], "no set here has a licence that permits commercial use", remedy)
     return found
 
 
@@ -144,7 +141,14 @@ def _strangers(start: str) -> list[Stranger]:
 
 
 def build_model(recipe: CompactRecipe, source: BatchSource) -> CompactNet:
-    """The network with the weights it starts from."""
+    """The network with the weights it starts from.
+
+    Raises:
+        InputError: there is no such start, it is another network, or one that could not be exported.
+    """
+    if recipe.model.object_queries:
+        cause = "a model with object queries cannot be exported"
+        raise InputError("model.object_queries", cause, "Leave it at 0; benchmarks/ablations.py trains such models.")
     if recipe.start == IMAGENET:
         return build_compact(recipe.model, source.phrase_vectors(), recipe.seed)
     torch.manual_seed(recipe.seed)  # of what the stored weights do not have
@@ -178,27 +182,31 @@ def agree(job: Job) -> Job:
 
 
 def train(job: Job, source: BatchSource, model: CompactNet, folder: Path, *, resume: bool) -> FitResult:
-    """Train to the end of the recipe; the model then has the best averaged weights."""
+    """Train to the end of the recipe. The result is in the checkpoints: `model` itself may be on another device or
+    sliced over processes afterwards."""
     recipe = job.recipe
     task = CompactTask(source, recipe.sampling, recipe.objective, recipe.run.steps)
     deciding = {"sets": sorted(s.dataset.name for s in source.sets), "recipe": asdict(replace(recipe, run=None))}  # type: ignore[arg-type]
-    result = fit(model, task, recipe.optim, recipe.run, folder, resume=resume, recipe=deciding)
-    checkpoint.load_weights(model, result.best or result.last)
-    return result
+    return fit(model, task, recipe.optim, recipe.run, folder, resume=resume, recipe=deciding)
 
 
-def export(job: Job, source: BatchSource, model: CompactNet, folder: Path, result: FitResult) -> dict[str, Any]:
-    """Write `folder/model` and return its card. The test split is scored once, for the card."""
-    model.eval()
-    test = validate_text_only(model, source, split="test")
-    provenance = {"recipe": asdict(job.recipe), "steps": result.step, "start": job.recipe.start}
-    metrics = {"validation": result.metrics, "test": test}
+def export(
+    job: Job, source: BatchSource, folder: Path, out: Path | None = None, storage: Storage = "fp16"
+) -> dict[str, Any]:
+    """Write the model of the run in `folder`, by default to `folder/model`, and return its card.
+
+    Weights, their step and their validation are those of the best checkpoint. The test split is scored for the card.
+    """
+    recipe, state = job.recipe, run_state(folder)
+    model = load_average(folder, recipe.model)
+    metrics = {"validation": state["metrics"], "test": validate_text_only(model, source, split="test")}
     return write_model(
         model,
         source.sets,
-        folder / MODEL,
-        name=job.recipe.name,
-        provenance=provenance,
+        out or folder / MODEL,
+        name=recipe.name,
+        provenance={"recipe": asdict(recipe), "steps": state["step"], "start": recipe.start},
         metrics=metrics,
-        start=None if job.recipe.start == IMAGENET else find_model(job.recipe.start),
+        storage=storage,
+        start=None if recipe.start == IMAGENET else find_model(recipe.start),
     )

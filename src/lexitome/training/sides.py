@@ -15,17 +15,20 @@ from lexitome.data.traits import Size
 from lexitome.training.answers import Answer, Ask, Question, annotated, answers, resized, shows, spread, validation_rows
 
 SIDES: dict[Size, tuple[int, ...]] = {
-    "small": (128, 160, 192, 256, 320),
-    "medium": (160, 192, 256, 320, 384, 448),
-    "fine": (160, 192, 256, 320, 384, 448, 512),
+    "small": (160, 192, 256),
+    "medium": (256, 320, 384, 448),
+    "fine": (320, 384, 448, 512),
 }
 """None above the side of the cached pictures, where more detail could not show."""
-UNSEEN_SIDE: dict[Size, int] = {"small": 192, "medium": 320, "fine": 448}
-"""For a target without validation pictures: the side that training ended at, or the step below it."""
-MOST_PICTURES = 10
+USUAL_SIDE: dict[Size, int] = {"small": 192, "medium": 320, "fine": 448}
+"""The side that training ended at, or the step below it."""
+MOST_PICTURES = 20
 """Validation pictures that show a target, for each target of each set."""
+CLEARLY = 0.02
+"""Dice that another side must be better by than the usual one: each further side costs another look at the picture, and
+with few pictures from one hospital smaller differences are chance."""
 TIE = 0.005
-"""Dice that a larger side must be better by: it costs its square."""
+"""Dice that a larger side must be better by than a smaller one: it costs its square."""
 LEAST_DICE = 0.05
 """A target that is not found better than this at any side does not tell at which it should be asked."""
 
@@ -45,19 +48,22 @@ def best_sides(ask: Ask, sets: Sequence[CachedDataset], threads: int) -> tuple[d
     dice: dict[str, float] = {}
     for cached in sets:
         for target in cached.dataset.targets:
-            side = UNSEEN_SIDE[cached.traits.size]
+            side = USUAL_SIDE[cached.traits.size]
             if target.name in scores:
-                best, dice[target.name] = choose_side(scores[target.name])
+                best, dice[target.name] = choose_side(scores[target.name], side)
                 side = best if dice[target.name] >= LEAST_DICE else side
             sides.setdefault(target.name, side)
     return sides, dice
 
 
-def choose_side(scores: dict[int, list[float]]) -> tuple[int, float]:
-    """(side, mean Dice there): the smallest side within `TIE` of the best. Sides that only some of the pictures were
-    shown at (a target of sets of different size classes) do not take part."""
+def choose_side(scores: dict[int, list[float]], usual: int) -> tuple[int, float]:
+    """(side, mean Dice there): the usual side, unless others are `CLEARLY` better; then the smallest within `TIE` of
+    the best. Sides that only some of the pictures were shown at (a target of sets of different size classes) do not
+    take part."""
     most = max(len(values) for values in scores.values())
     means = {side: float(np.mean(values)) for side, values in scores.items() if len(values) == most}
+    if usual in means and max(means.values()) < means[usual] + CLEARLY:
+        return usual, means[usual]
     side = min(side for side, mean in means.items() if mean >= max(means.values()) - TIE)
     return side, means[side]
 

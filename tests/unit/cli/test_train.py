@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -136,6 +139,57 @@ def test_an_interrupted_run_continues_where_it_was(
         np.testing.assert_allclose(one[name], other[name], rtol=1e-3, atol=1e-4, err_msg=name)
 
 
+@pytest.fixture
+def best_in_the_middle(run: Path, tmp_path: Path) -> Path:
+    """A copy of the run whose best validation was in step 4, so that its last one describes other weights."""
+    folder = tmp_path / "polyps"
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("decoded", "model"))
+    place = folder / "checkpoints" / "best" / "state.json"
+    state = json.loads(place.read_text())
+    place.write_text(json.dumps({**state, "step": 4, "metrics": {"dice": 0.123, "presence": 0.5}}))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_card_tells_of_the_weights_that_are_exported(best_in_the_middle: Path, run: Path, tmp_path: Path) -> None:
+    cache = ["--cache", str(run / "decoded")]
+    assert main(["train", "-o", str(best_in_the_middle), "--resume", *cache]) == OK
+    assert main(["export", str(best_in_the_middle), "-o", str(tmp_path / "small"), "--format", "int8", *cache]) == OK
+    own, small = find_model(best_in_the_middle / "model"), find_model(tmp_path / "small")
+    for card in (own, small):
+        assert card.metrics["validation"] == {"dice": 0.123, "presence": 0.5}
+        assert json.loads(card.files.joinpath("card.json").read_text())["provenance"]["steps"] == 4
+    assert small.metrics["test"] == own.metrics["test"] and small.sha256 != own.sha256
+    assert small.trained_concepts[0].words == "polyp"
+
+
+def test_export_of_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(tmp_path), "-o", str(tmp_path / "model")]) == BAD_INPUT
+    assert "holds no run to continue. Name the folder of a run" in capsys.readouterr().err
+
+
+TORCHRUN = "torch.distributed.run --standalone --nproc-per-node 2 -m -- lexitome"
+ACCELERATE = (
+    "accelerate.commands.launch --main_process_port {port} --num_processes 2 --use_fsdp --fsdp_version 2 -m lexitome"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [TORCHRUN, ACCELERATE], ids=["ddp", "fsdp2"])
+def test_two_processes_train_and_one_exports(data: Path, tmp_path: Path, launcher: str) -> None:
+    """As docs/training.md has it. The model that is exported is whole, whatever slices the processes had."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        words = launcher.format(port=free.getsockname()[1]).split()
+    folder, environment = tmp_path / "polyps", {**os.environ, "OMP_NUM_THREADS": "1"}
+    typed = ["train", "--data", str(data), "-o", str(folder), "--start", "imagenet", *settings("run.precision=fp32")]
+    command = [sys.executable, "-m", *words, *typed]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == OK, done.stderr[-4000:]
+    assert done.stdout.count("test part") == 1 and steps_logged(folder) == [1, 2, 3, 4, 5, 6]
+    assert [c.words for c in find_model(folder / "model").trained_concepts] == ["polyp"]
+
+
 @pytest.mark.slow
 def test_a_model_of_ones_own_is_taught_on_whatever_its_size(
     run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -159,6 +213,7 @@ def test_a_plan_writes_nothing(data: Path, tmp_path: Path, capsys: pytest.Captur
     typed = ["train", "--data", str(data), "-o", str(tmp_path / "run"), "--start", "imagenet", "--plan"]
     assert main([*typed, "--set", "optim.lr=1e-5"]) == OK
     said = capsys.readouterr().out
+    assert "steps        as many as fit into 30 minutes" in said
     assert "polyps: 8 images" in said and json.loads(said[said.index("{") :])["optim"]["lr"] == 1e-5
     assert list(tmp_path.iterdir()) == []
     assert main(["train", "compact", *typed[1:]]) == OK
@@ -179,6 +234,8 @@ def test_a_plan_writes_nothing(data: Path, tmp_path: Path, capsys: pytest.Captur
     (["--data", "{data}", "--concept", "polyp", "--start", "imagenet"], "has no meaning"),
     (["--resume"], "holds no run to continue"),
     (["--resume", "--set", "run.steps=9"], "--resume takes data and settings from the run"),
+    (["--data", "{data}", "--start", "imagenet", "--set", "queries=0"], "out of range"),
+    (["--resume", "--concept", "polyp"], "--resume takes data and settings from the run"),
     (["--data", "{data}", "--resume"], "--resume takes data and settings from the run"),
     (["--data", "{data}", "--minutes", "0"], "--minutes"),
 ])  # fmt: skip

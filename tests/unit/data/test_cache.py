@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -17,6 +18,7 @@ from lexitome.data.dataset import UNKNOWN_CODE, Dataset
 from lexitome.data.intensity import View
 from lexitome.data.sources.folder import load_dataset
 from lexitome.data.traits import CACHE_SIDE, SetTraits
+from lexitome.errors import InputError
 
 SIDE = 32
 MASK = disc(SIDE, 12, 20, 7).astype(np.uint8)
@@ -120,6 +122,16 @@ def test_an_interrupted_build_leaves_nothing(folder: Path, tmp_path: Path, monke
     assert names(place) == set()
     monkeypatch.undo()
     assert len(open_cache(load_dataset(folder), place, side=SIDE).rows) == 5
+
+
+def test_a_full_disk_says_what_to_do(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, array: np.ndarray) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(InputError, match=r"cannot be written .*Free some space, or name another place with --cache"):
+        open_cache(load_dataset(folder), tmp_path / "cache", side=SIDE)
+    assert names(tmp_path / "cache") == set()
 
 
 def test_two_processes_may_build_at_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

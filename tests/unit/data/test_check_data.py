@@ -238,6 +238,15 @@ def test_command_says_what_to_fix_and_what_to_type(root: Path, command: typer.Ty
     assert bad.exit_code == 2 and "-> Add the masks" in bad.output and "next: fix the errors" in bad.output
 
 
+def test_command_names_the_set_as_training_does(
+    root: Path, command: typer.Typer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who is in which part depends on the name, so "." has to mean the folder."""
+    named = json.loads(CliRunner().invoke(command, ["check-data", str(root), "--json"]).output)
+    monkeypatch.chdir(root)
+    assert json.loads(CliRunner().invoke(command, ["check-data", ".", "--json"]).output) == named
+
+
 def test_command_as_json(root: Path, command: typer.Typer) -> None:
     done = CliRunner().invoke(command, ["check-data", str(root), "--json", "--unit-pattern", r"p\d"])
     report = json.loads(done.output)

@@ -30,8 +30,9 @@ def test_permissive_texts(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["CC BY-NC 4.0", "CC-BY-NC-SA-4.0", "CC BY-ND 4.0", "GPL-3.0", "non-commercial", "research use only", "on request",
-     "noncommercial use of the MIT repository", "free after registration", "needs written permission; code MIT"],
+    ["CC BY-NC 4.0", "CC-BY-NC-SA-4.0", "CC-BY-NC4.0", "CC BY-NCSA", "CC BY-ND 4.0", "GPL-3.0", "non-commercial",
+     "research use only", "on request", "noncommercial use of the MIT repository", "free after registration",
+     "needs written permission; code MIT"],
 )  # fmt: skip
 def test_forbidding_texts(text: str) -> None:
     assert judge_text(text).verdict == "restricted"

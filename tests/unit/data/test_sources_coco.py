@@ -176,6 +176,11 @@ def test_size_of_the_file_must_be_as_listed(tmp_path: Path) -> None:
         read_case(load_any(tmp_path).cases[0])
 
 
+def test_a_list_without_images_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"instances\.json: lists no images"):
+        load_any(write_coco(tmp_path, {}, ("polyp",)))
+
+
 def test_too_many_combinations_are_refused(tmp_path: Path) -> None:
     names = tuple(f"thing {i}" for i in range(255))
     with pytest.raises(InputError, match="more than 254 codes"):

@@ -63,6 +63,18 @@ def test_channels_regions_and_ignore(brats: Path) -> None:
         assert np.array_equal(codes, np.where(expected == 4, UNKNOWN_CODE, expected))
 
 
+@pytest.mark.parametrize(("names", "seen"), [
+    (["T1"], None), (["T1", "FLAIR"], "of 2 channels only T1 can"), (["T1", "T2", "FLAIR"], None),
+    (["T1", "T2", "FLAIR", "T1c"], "of 4 channels only T1, T2, FLAIR can"),
+])  # fmt: skip
+def test_channels_that_the_network_does_not_see_are_said(brats: Path, names: list[str], seen: str | None) -> None:
+    meta = json.loads((brats / "dataset.json").read_text())
+    meta["channel_names"] = {str(i): name for i, name in enumerate(names)}
+    (brats / "dataset.json").write_text(json.dumps(meta))
+    said = [f.cause for f in load_any(brats).findings if "can be seen by the network" in f.cause]
+    assert (seen is None and not said) or (seen is not None and said[0].startswith(seen))
+
+
 def test_labelled_test_images_are_the_test_part(brats: Path) -> None:
     dataset = load_any(brats)
     assert {c.stem for c in dataset.cases if c.split == "test"} == {"case_010", "case_011"}
@@ -129,8 +141,12 @@ def test_a_case_without_labels_is_unknown_and_a_missing_channel_is_found(brats: 
 
 
 @pytest.mark.parametrize(
-    "meta", [{}, {"channel_names": {"0": "CT"}}, {"channel_names": {"0": "CT"}, "labels": {"a": 300}}]
-)
+    "meta",
+    [
+        {}, {"channel_names": {"0": "CT"}}, {"channel_names": {"0": "CT"}, "labels": {"a": 300}},
+        {"channel_names": {"CT": "0"}, "labels": {"a": 1}},
+    ],
+)  # fmt: skip
 def test_unusable_descriptions_are_refused(brats: Path, meta: dict) -> None:
     (brats / "dataset.json").write_text(json.dumps(meta))
     with pytest.raises(InputError, match=r"dataset\.json"):

@@ -216,6 +216,7 @@ def test_sets_it_was_not_trained_on_are_apart(measured: dict[str, Any]) -> None:
 def test_card_says_what_was_measured(measured: dict[str, Any], segmenter: Segmenter) -> None:
     assert measured == json.loads(json.dumps(measured))
     text = render(measured, segmenter.card)
+    assert "no commercial use by kvasir_seg" in segmenter.card.weights_duties in text
     for key in ("in_domain", "not_trained_on", "external"):
         for entry in measured[key]:
             assert f"| {entry['dataset']} | {entry['target']}" in text

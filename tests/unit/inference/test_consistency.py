@@ -39,6 +39,15 @@ def test_a_gap_of_one_slice_is_bridged_and_a_lone_slice_is_not_enough() -> None:
     assert np.allclose(smooth(constant), constant)
 
 
+def test_where_the_user_pointed_the_next_slice_has_no_say() -> None:
+    probability = np.zeros((7, 4, 4), np.float16)
+    probability[[2, 3]] = 0.9
+    smoothed = [smooth_slice(probability, index, {2, 3}).mean() for index in range(7)]
+    assert np.allclose(smoothed, [0, 0.225, 0.9, 0.9, 0.225, 0, 0], atol=1e-3)
+    lone = [smooth_slice(probability, index, {3}).mean() for index in (2, 3)]
+    assert np.allclose(lone, [0.675, 0.9], atol=1e-3)
+
+
 def test_short_stacks_are_left_alone() -> None:
     for slices in (1, 2):
         probability = np.random.default_rng(0).random((slices, 5, 5)).astype(np.float32)

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_model import concept
 
+from lexitome.data.dataset import UNKNOWN_FAMILY
 from lexitome.data.intensity import View, to_pictures
 from lexitome.data.prompt_maps import BOX, INSIDE, MASK, OUTSIDE
 from lexitome.inference.prompting import GUESS, spatial_maps, to_picture_axes, understand
 from lexitome.inference.segmenter import Segmenter
+from lexitome.models.catalog import ModelCard, find_model
 from lexitome.prompts import Box, MaskPrompt, Point, Query, Text
 from lexitome.volume import Volume
 
@@ -50,6 +57,11 @@ def test_box_covers_its_slices_and_nothing_else() -> None:
     assert maps[2][0, 8:, :8].all() and maps[2][0].sum() == 64
     everywhere = spatial_maps(Query(spatial=(Box(0, 10, 14, 19),)), View(), volume(), SIDE)
     assert sorted(everywhere) == list(range(6))
+
+
+def test_a_point_on_the_outer_face_is_on_the_outer_slice() -> None:
+    for z, index in ((-0.5, 0), (5.5, 5)):
+        assert list(spatial_maps(Query(spatial=(Point(3, 3, z),)), View(), volume(), SIDE)) == [index]
 
 
 def test_negative_points_have_their_own_channel() -> None:
@@ -100,6 +112,11 @@ def test_places_outside_the_image_are_refused(place: Point | Box) -> None:
         spatial_maps(Query(spatial=(place,)), View(), volume(), SIDE)
 
 
+def test_a_mask_on_another_grid_is_refused() -> None:
+    with pytest.raises(ValueError, match="grid of the image"):
+        spatial_maps(Query(spatial=(MaskPrompt(np.ones((6, 20, 29), bool)),)), View(), volume(), SIDE)
+
+
 def test_trained_words_are_coded_and_given_as_trained(tiny: Segmenter) -> None:
     understood = understand(Query(Text("bowel polyp")), tiny.card)
     assert understood.concept is not None and understood.trained is not None
@@ -117,6 +134,29 @@ def test_a_concept_of_the_users_own_is_known_by_its_words(tiny: Segmenter) -> No
     assert understood.trained is not None and understood.words == "qqzx streak"
     assert not any("guess" in note for note in understood.notes)
     assert understand(Query(Text("qqzx")), tiny.card).trained is None
+
+
+def own_card(tiny_folder: Path, tmp_path: Path, *concepts: dict[str, object]) -> ModelCard:
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | {"trained_concepts": list(concepts)}))
+    return find_model(folder)
+
+
+def test_the_very_words_that_were_taught_are_not_taken_to_mean_others(tiny_folder: Path, tmp_path: Path) -> None:
+    card = own_card(tiny_folder, tmp_path, concept("polyp", "endoscopy"), concept("large polyp", "endoscopy"))
+    large = understand(Query(Text("Large  polyp")), card)
+    assert large.words == "large polyp" and large.concept is None
+    assert any("uncoded" in note for note in large.notes)
+    assert not any("taken to mean" in note or "did you mean" in note for note in large.notes)
+    assert understand(Query(Text("polyp")), card).words == "polyp"
+
+
+def test_a_model_that_was_taught_without_a_modality_is_at_home_in_all(tiny_folder: Path, tmp_path: Path) -> None:
+    card = own_card(tiny_folder, tmp_path, concept("liver", UNKNOWN_FAMILY))
+    for modality in ("CT", "US", ""):
+        understood = understand(Query(Text("liver")), card, modality)
+        assert understood.at_home and not understood.notes
 
 
 def test_untrained_and_uncoded_words_say_so(tiny: Segmenter) -> None:

@@ -188,6 +188,22 @@ def test_points_without_words_answer_on_their_slice_only(tiny: Segmenter) -> Non
     assert set(np.flatnonzero(finding.mask.any(axis=(1, 2)))) <= {1, 2, 3}
 
 
+@pytest.mark.parametrize("words", [None, Text("left kidney")])
+def test_one_slice_pointed_at_is_enough_in_a_long_volume(bright: Segmenter, words: Text | None) -> None:
+    volume = scan(60).with_array(np.full((1, 60, 40, 50), -1000, np.int16))
+    rough = np.zeros(volume.grid, bool)
+    rough[30, 10:30, 10:40] = True
+    (finding,) = bright.decode(bright.encode(volume), [Query(words, (MaskPrompt(rough),))]).findings
+    assert finding.presence == 1.0 and np.flatnonzero(finding.mask.any((1, 2))).tolist() == [30]
+    assert 2 * (finding.mask & rough).sum() / (finding.mask.sum() + rough.sum()) > 0.9 and finding.score > 0.9
+
+
+def test_a_point_beside_it_does_not_say_that_it_is_there(bright: Segmenter) -> None:
+    volume, beside = painted(disc(20), presence=0), Point(5, 5, inside=False)
+    (finding,) = bright.decode(bright.encode(volume), [Query(Text("zeppelin"), (beside,))]).findings
+    assert finding.presence < 0.5 and not finding.found
+
+
 def test_a_mask_prompt_reaches_the_network_where_it_was_drawn(bright: Segmenter) -> None:
     rough = np.zeros((1, 60, 100), bool)
     rough[0, 10:30, 50:90] = True
@@ -230,6 +246,14 @@ def test_a_certain_mask_outweighs_a_faint_presence(
     (finding,) = bright.decode(bright.encode(volume), [Query(Text(text))]).findings
     assert finding.found is rescued and (FAINT in finding.notes) is rescued
     assert finding.presence == pytest.approx(0.5) if rescued else finding.presence < 0.5
+
+
+def test_hounsfield_units_say_what_a_file_without_a_modality_shows(tiny: Segmenter) -> None:
+    volume = dataclasses.replace(scan(4), modality="")
+    polyp, liver = tiny.decode(tiny.encode(volume), [Query(Text("polyp")), Query(Text("liver"))]).findings
+    assert any("this image is CT: result is a guess" in note for note in polyp.notes) and not liver.notes
+    (other,) = tiny.decode(tiny.encode(photograph()), [Query(Text("polyp"))]).findings
+    assert not any("guess" in note for note in other.notes)
 
 
 def test_an_uncertain_mask_does_not(bright: Segmenter) -> None:
@@ -317,6 +341,7 @@ def test_provenance_names_the_weights(tiny: Segmenter) -> None:
     result = tiny.decode(tiny.encode(photograph()), [Query(Text("polyp"))])
     assert result.provenance["weights_sha256"] == tiny.card.sha256 == tiny.card.measure_sha256()
     assert (result.provenance["model"], result.provenance["research_only"]) == ("tiny", False)
+    assert result.provenance["folder"] == str(tiny.card.files) and result.provenance["weights_duties"] == ""
 
 
 def test_damaged_weights_and_unknown_models_are_refused(tiny_folder: Path, tmp_path: Path) -> None:

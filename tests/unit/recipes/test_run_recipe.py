@@ -119,7 +119,7 @@ def test_a_source_says_what_it_decodes_and_keeps_to_the_traits_of_the_job(tmp_pa
 
 
 def test_without_a_training_picture_nothing_begins(tmp_path: Path) -> None:
-    folder = one_set(tmp_path / "mine", labels_not_annotated={f"p{i}": [1] for i in range(5)})
+    folder = one_set(tmp_path / "mine", labels_not_annotated={f"p{i}": ["1" if i else 1] for i in range(5)})
     with pytest.raises(InputError, match="no annotated picture is in the training part"):
         open_source(job(folder), [load_dataset(folder)], tmp_path / "cache", silent)
 
@@ -130,6 +130,8 @@ def test_the_network_of_a_recipe(tmp_path: Path) -> None:
     assert model.config == TINY
     with pytest.raises(InputError, match="no such model"):
         build_model(CompactRecipe("x", start="nonsense"), source)
+    with pytest.raises(InputError, match="object queries cannot be exported"):  # before hours of training, not after
+        build_model(CompactRecipe("x", model=replace(TINY, object_queries=4)), source)
 
 
 def test_timing_a_step_leaves_the_model_alone(tmp_path: Path) -> None:

@@ -87,17 +87,17 @@ def test_a_target_that_is_never_found_has_the_usual_side(sets: list[CachedDatase
 
 
 def test_ties_go_to_the_smaller_side() -> None:
-    assert choose_side({160: [0.70, 0.80], 256: [0.70, 0.809], 320: [0.7, 0.81]}) == (160, pytest.approx(0.75))
-    assert choose_side({160: [0.70, 0.80], 256: [0.74, 0.80], 320: [0.7, 0.8]}) == (256, pytest.approx(0.77))
+    assert choose_side({160: [0.70, 0.80], 256: [0.70, 0.809], 320: [0.7, 0.71]}, 320) == (160, pytest.approx(0.75))
+    assert choose_side({160: [0.70, 0.80], 256: [0.74, 0.80], 320: [0.7, 0.76]}, 320) == (256, pytest.approx(0.77))
 
 
 def test_sides_that_some_pictures_were_not_shown_at_do_not_take_part() -> None:
     """A target of a small set and of a fine one."""
-    assert choose_side({128: [0.9], 160: [0.4, 0.2], 320: [0.5, 0.4], 512: [0.99]})[0] == 320
+    assert choose_side({128: [0.9], 160: [0.4, 0.2], 320: [0.5, 0.4], 512: [0.99]}, 160)[0] == 320
 
 
 def test_size_classes_ask_no_more_than_the_cache_holds(sets: list[CachedDataset]) -> None:
-    assert max(SIDES["small"]) == 320 and max(SIDES["medium"]) == 448 and max(SIDES["fine"]) == 512
+    assert max(SIDES["small"]) == 256 and max(SIDES["medium"]) == 448 and max(SIDES["fine"]) == 512
     assert all(side % 32 == 0 for sides in SIDES.values() for side in sides)
 
 

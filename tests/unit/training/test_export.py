@@ -88,7 +88,7 @@ def test_a_model_is_written_whole_and_can_be_read(written: tuple[dict[str, Any],
     assert {t.words for t in found.trained_concepts} >= {"polyp", "left kidney", "right kidney", "spleen"}
     assert {t.words for t in found.trained_concepts if t.countable} == {"polyp"}
     assert not any(t.stacked or t.views for t in found.trained_concepts)
-    assert found.research_only and "do not permit commercial use" in found.weights_licence  # whatever the tiny set claims
+    assert found.research_only and "do not permit commercial use" in found.weights_licence
     back = load_folder(out).state_dict()
     for name, value in net.state_dict().items():
         torch.testing.assert_close(back[name], value, atol=1e-3, rtol=1e-3, msg=name)

@@ -178,6 +178,8 @@ def load_coco(root: Path, documents: Mapping[Path, dict], *, seed: int = 0, unit
     except (KeyError, TypeError, ValueError) as error:
         cause = f"an entry has no usable {error}" if isinstance(error, KeyError) else f"holds an odd entry ({error})"
         raise InputError(sources[0], cause, "Export the annotations again.") from error
+    if not drafts:
+        raise InputError(sources[0], "lists no images", "Export the annotations again.")
     units = find_units(list(drafts), unit_pattern)
     split_of = assign_splits(root.name, units.of, seed, published)
     used = {item.category for draft in drafts.values() for item in draft.objects}

@@ -170,7 +170,7 @@ def _sequences(entry: object) -> list[tuple[int, int, str]]:
 
 def _unknown(meta: dict, labels: dict[int, dict]) -> dict[str, frozenset[int]]:
     """Stem to the ids that were not drawn there: those that are listed, or all but those that are listed as drawn."""
-    unknown = {stem: frozenset(ids) for stem, ids in meta.get("labels_not_annotated", {}).items()}
+    unknown = {stem: frozenset(map(int, ids)) for stem, ids in meta.get("labels_not_annotated", {}).items()}
     for stem, drawn in meta.get("labels_annotated", {}).items():
         words = {str(name).replace("_", " ").casefold() for name in drawn}
         known = {i for i, e in labels.items() if words & {w.casefold() for w in (e["name"], *e["synonyms"])}}

@@ -56,16 +56,24 @@ def load_nnunet(root: Path, *, seed: int = 0, unit_pattern: str | None = None) -
         family=family_of(modality), anatomy="", dims=2 if flat else 3,
         licence=str(meta.get("licence", meta.get("license", "unstated"))), source=str(meta.get("reference", "")),
         window=None, applied_window=None, targets=named_targets(keys, ids, ids), cases=tuple(cases), form="nnU-Net",
-        findings=(units.finding, *findings),
+        findings=(units.finding, *_unseen_channels(channels), *findings),
     )  # fmt: skip
 
 
 def _channels(root: Path, meta: dict) -> list[str]:
     names = meta.get("channel_names", meta.get("modality"))
-    if not isinstance(names, dict) or not names:
+    if not isinstance(names, dict) or not names or not all(str(key).isdigit() for key in names):
         remedy = 'Write e.g. "channel_names": {"0": "CT"}.'
         raise InputError(root / "dataset.json", "names no channels", remedy)
     return [str(names[key]) for key in sorted(names, key=int)]
+
+
+def _unseen_channels(channels: list[str]) -> Iterator[Finding]:
+    """Pictures have three channels: `intensity.to_pictures` takes the first three, of two the first."""
+    shown = 1 if len(channels) == 2 else 3
+    if len(channels) > shown:
+        cause = f"of {len(channels)} channels only {', '.join(channels[:shown])} can be seen by the network"
+        yield Finding("warning", "channels", cause, "Number the channels so that the most telling come first.")
 
 
 def _labels(root: Path, meta: dict) -> tuple[dict[str, tuple[int, ...]], int | None]:
