@@ -221,11 +221,11 @@ def test_the_moving_average_keeps_straight_lines_and_skips_gaps() -> None:
 
 def test_memory_is_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     resource = pytest.importorskip("resource")
-    before, kilobytes = resident_bytes(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    block = np.ones(60_000_000, dtype=np.uint8)
-    if before is not None:
-        assert 50e6 < (resident_bytes() or 0) - before < 120e6
-    del block
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    status = Path("/proc/self/status")
+    if status.exists():  # where the system says it in another place, in other units
+        shown = next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmRSS:"))
+        assert resident_bytes() == pytest.approx(1024 * shown, rel=0.05)
     monkeypatch.setattr(progress.sys, "platform", "linux")
     linux = peak_bytes() or 0
     assert linux >= 1024 * kilobytes
