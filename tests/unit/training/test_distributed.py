@@ -30,7 +30,7 @@ def torchrun(*jobs: Job) -> subprocess.CompletedProcess[str]:
         [*launcher, *as_arguments(*jobs)],
         env=environment(), capture_output=True, text=True, check=False, timeout=900,
     )  # fmt: skip
-    if TEARDOWN in done.stderr:  # what the run has left is compared all the same
+    if TEARDOWN in done.stderr and "not finite" not in done.stderr:  # what the run has left is compared all the same
         done.returncode = 0
     return done
 
