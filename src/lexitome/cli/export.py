@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,10 +10,9 @@ import typer
 
 from lexitome.cli.console import OK
 from lexitome.cli.options import Debug
-from lexitome.errors import InputError
+from lexitome.cli.training_extra import CACHE, need_packages
 
 app = typer.Typer()
-NEEDED = ("torch", "accelerate", "safetensors", "onnx")
 
 
 class Stored(StrEnum):
@@ -42,10 +40,8 @@ def export(
     How each concept is asked is chosen on the validation part of the run's data, which has to be where it was. The
     result is used with `lexitome segment -i IMAGE -o OUT --model DIR -t WORDS`. Needs the extra lexitome[train].
     """
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError("lexitome export", f"needs {', '.join(missing)}", 'Type: pip install "lexitome[train]"')
-    _export(run, out, stored, cache or run / "decoded")
+    need_packages("export")
+    _export(run, out, stored, cache or run / CACHE)
     raise typer.Exit(OK)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
@@ -14,6 +13,7 @@ import typer
 
 from lexitome.cli.console import OK
 from lexitome.cli.options import Debug
+from lexitome.cli.training_extra import CACHE, need_packages
 from lexitome.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from lexitome.recipes.run import Job
 
 app = typer.Typer()
-CACHE = "decoded"
-NEEDED = ("torch", "accelerate", "safetensors", "onnx")
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ def train(  # noqa: PLR0913 - the signature is the command line
     Without a RECIPE, values are chosen from the data and the machine, and the reasons printed. The result is used with
     `lexitome segment -i IMAGE -o OUT -t WORDS --model RUN/model`. Needs the extra lexitome[train].
     """
-    _need_packages()
+    need_packages("train")
     place = cache or out / CACHE
     if resume:
         if recipe or data or start or settings or concept or unit_pattern or plan_only:
@@ -92,12 +90,6 @@ def train(  # noqa: PLR0913 - the signature is the command line
         asked = Request(recipe, tuple(data or ()), _start(start), concept, unit_pattern, tuple(settings or ()), minutes)
         _begin(asked, out, place, plan_only=plan_only)
     raise typer.Exit(OK)
-
-
-def _need_packages() -> None:
-    missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError("lexitome train", f"needs {', '.join(missing)}", 'Type: pip install "lexitome[train]"')
 
 
 def _begin(asked: Request, out: Path, cache: Path, *, plan_only: bool) -> None:

@@ -18,7 +18,7 @@ from lexitome.errors import InputError
 from lexitome.losses import set_prediction
 from lexitome.losses.boxes import boxes_of_masks
 from lexitome.losses.instances import centre_loss
-from lexitome.losses.mask import soft_dice
+from lexitome.losses.mask import bce, soft_dice
 from lexitome.losses.set_prediction import ObjectTargets, SetPrediction, SetPredictionConfig
 from lexitome.models.catalog import SIDE_STEP
 from lexitome.models.compact import OFFSET_UNIT, CompactConfig, CompactNet, Decoded
@@ -132,10 +132,10 @@ def compact_loss(decoded: Decoded, batch: Batch, totals: Tensor, weights: Compac
     unjudged = batch.unjudged.repeat_interleave(len(batch.masks) // len(batch.unjudged), 0)
     logits = decoded.logits.float().masked_fill(unjudged, SURELY_EMPTY)  # no loss, no gradient: their target is 0
     present = batch.present
-    bce = F.binary_cross_entropy_with_logits(logits, batch.masks, reduction="none").mean((1, 2))
+    entropy = bce(logits, batch.masks)
     presence = F.binary_cross_entropy_with_logits(decoded.presence.float(), present, reduction="sum")
     terms = {
-        "bce": weights.bce * (bce * (present + weights.absent * (1 - present))).sum() / queries,
+        "bce": weights.bce * (entropy * (present + weights.absent * (1 - present))).sum() / queries,
         "dice": weights.dice * (soft_dice(logits, batch.masks) * present).sum() / present_count,
         "presence": weights.presence * presence / queries,
     }

@@ -13,6 +13,7 @@ from lexitome.data.cache import CachedDataset
 from lexitome.data.dataset import UNKNOWN_CODE, Target
 from lexitome.data.traits import Size
 from lexitome.training.answers import Answer, Ask, Question, annotated, answers, resized, shows, spread, validation_rows
+from lexitome.training.validation import USUAL_SIDE
 
 SIDES: dict[Size, tuple[int, ...]] = {
     "small": (160, 192, 256),
@@ -20,8 +21,6 @@ SIDES: dict[Size, tuple[int, ...]] = {
     "fine": (320, 384, 448, 512),
 }
 """None above the side of the cached pictures, where more detail could not show."""
-USUAL_SIDE: dict[Size, int] = {"small": 192, "medium": 320, "fine": 448}
-"""The side that training ended at, or the step below it."""
 MOST_PICTURES = 20
 """Validation pictures that show a target, for each target of each set."""
 CLEARLY = 0.02

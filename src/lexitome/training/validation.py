@@ -15,7 +15,8 @@ from lexitome.data.traits import Size
 
 PICTURES = 10
 """Validation pictures of each set."""
-SIDE: dict[Size, int] = {"small": 192, "medium": 320, "fine": 448}
+USUAL_SIDE: dict[Size, int] = {"small": 192, "medium": 320, "fine": 448}
+"""The side that training ended at, or the step below it."""
 
 
 def validate_text_only(
@@ -56,7 +57,7 @@ def _spread(cached: CachedDataset, count: int, split: str) -> list[int]:
 @torch.no_grad()
 def _answer(model: nn.Module, cached: CachedDataset, index: int, vectors: Tensor) -> tuple[np.ndarray, Tensor]:
     """Masks (T, S, S) bool at the cache's resolution, without what nobody judged, and presence (T,) of each target."""
-    side, device = SIDE[cached.traits.size], next(model.parameters()).device
+    side, device = USUAL_SIDE[cached.traits.size], next(model.parameters()).device
     picture = torch.from_numpy(np.array(cached.images[index])).permute(2, 0, 1)[None].float()
     picture = F.interpolate(picture, (side, side), mode="bilinear", antialias=True)
     spatial = torch.from_numpy(no_place(side)).expand(len(vectors), -1, -1, -1)

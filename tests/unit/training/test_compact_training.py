@@ -290,7 +290,7 @@ def test_two_concepts_are_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         cases[f"p{i:02d}"] = np.choose(mask, [110, 20, 220]).astype(np.uint8), mask
     folder = save_set(tmp_path / "discs", cases, {1: "polyp", 2: "liver"}, "photograph")
     opened = open_cache(load_dataset(folder), tmp_path / "cache", side=96)
-    monkeypatch.setitem(validation.SIDE, "medium", 96)
+    monkeypatch.setitem(validation.USUAL_SIDE, "medium", 96)
     source = BatchSource([opened], seed=0)
     model = build_compact(TINY, source.phrase_vectors(), 0)
     before = validate_text_only(model.eval(), source)["dice"]
