@@ -1,8 +1,14 @@
 """`python -m lexitome`, the form that `torchrun -m lexitome train ...` starts."""
 
+import os
 import sys
 
 from lexitome.cli import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "lexitome.training.parallel" in sys.modules:
+        from lexitome.training.parallel import leave
+
+        leave(code)
+    sys.exit(code)

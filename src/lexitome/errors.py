@@ -1,4 +1,4 @@
-"""The one error a user is meant to read: which file, what is wrong with it, what to do next."""
+"""The errors that a user is meant to read: which file, what is wrong with it, what to do next."""
 
 from __future__ import annotations
 
@@ -16,3 +16,11 @@ class InputError(ValueError):
         self.cause = cause.rstrip(".")
         self.remedy = remedy
         super().__init__(" ".join(f"{self.path}: {self.cause}. {self.remedy}".split()))
+
+
+class Interrupted(InputError):
+    """Work that a signal ended early and that can be continued: the message says how, the exit code is 128 + number."""
+
+    def __init__(self, path: str | Path, cause: str, remedy: str, number: int) -> None:
+        super().__init__(path, cause, remedy)
+        self.number = number

@@ -6,7 +6,7 @@ import sys
 import traceback
 from dataclasses import dataclass
 
-from lexitome.errors import InputError
+from lexitome.errors import InputError, Interrupted
 
 OK = 0
 UNEXPECTED = 1
@@ -20,7 +20,7 @@ EXIT_CODES = {
     UNEXPECTED: "an error in lexitome itself, or the reader of its output went away",
     BAD_INPUT: "the command line or the input cannot be used; nothing was written",
     SOME_FAILED: "several inputs were given and at least one failed; the others are done",
-    INTERRUPTED: "stopped with Ctrl-C; the input being worked on left nothing, finished ones are kept",
+    INTERRUPTED: "stopped with Ctrl-C; the input being worked on left nothing, finished ones are kept, training saves its step",
     TERMINATED: "stopped by a termination signal; as above",
 }
 
@@ -60,6 +60,8 @@ class Console:
 
 def explain(error: BaseException) -> tuple[int, str]:
     """The exit code and the one line for an exception that ended a command or a job."""
+    if isinstance(error, Interrupted):
+        return 128 + error.number, str(error)
     if isinstance(error, InputError):
         return BAD_INPUT, str(error)
     if isinstance(error, MemoryError):

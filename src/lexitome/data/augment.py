@@ -24,9 +24,11 @@ class Warp:
 
 
 def draw_warp(traits: SetTraits, rng: np.random.Generator) -> Warp:
-    """Zoom (0.74 to 1.28, a little anisotropic), shift, rotation, and the flips that the traits allow."""
+    """Zoom (a little anisotropic), shift, rotation, and the flips that the traits allow. A camera comes near or stays
+    far (0.64 to 1.57), a scanner's table hardly does (0.74 to 1.28)."""
     angle = rng.uniform(-math.pi, math.pi) if traits.rotate and rng.random() < 0.5 else rng.normal(0, math.radians(8))
-    zoom = np.exp(rng.uniform(-0.3, 0.25) + rng.normal(0, 0.06, 2))
+    nearest, farthest = (-0.45, 0.45) if traits.rotate else (-0.3, 0.25)
+    zoom = np.exp(rng.uniform(nearest, farthest) + rng.normal(0, 0.06, 2))
     if traits.mirror and rng.random() < 0.5:
         zoom[0] = -zoom[0]
     if traits.rotate and rng.random() < 0.5:
@@ -81,8 +83,10 @@ def change_tone(picture: Tensor, rng: np.random.Generator, *, colour: bool) -> T
         x = x ** float(np.exp(rng.normal(0, 0.25)))
         x = (x - 0.5) * float(np.exp(rng.normal(0, 0.2))) + 0.5 + float(rng.normal(0, 0.06))
     if colour and rng.random() < 0.7:
-        mix = np.eye(3) * np.exp(rng.normal(0, 0.12, 3)) + rng.normal(0, rng.uniform(0, 0.15), (3, 3))
+        mix = np.eye(3) * np.exp(rng.normal(0, 0.15, 3)) + rng.normal(0, rng.uniform(0, 0.15), (3, 3))
         x = torch.einsum("ij,jyx->iyx", torch.tensor(mix, dtype=torch.float32), x)
+    if colour and rng.random() < 0.3:
+        x = x * _lamp(x.shape[-1], rng)
     if colour and rng.random() < 0.08:
         x = x.mean(0, keepdim=True).expand(3, -1, -1)
     if rng.random() < 0.2:
@@ -91,3 +95,11 @@ def change_tone(picture: Tensor, rng: np.random.Generator, *, colour: bool) -> T
         noise = rng.standard_normal(x.shape[1:], dtype=np.float32) * np.float32(rng.uniform(0.01, 0.06))
         x = x + torch.from_numpy(noise)
     return x.clamp(0, 1) * 255.0
+
+
+def _lamp(side: int, rng: np.random.Generator) -> Tensor:
+    """(S, S) factors of a lamp that shines from one side and fades from or to the middle."""
+    line = torch.linspace(-1, 1, side)
+    from_left, from_top, from_middle = rng.normal(0, 0.25, 3)
+    x, y = line[None, :], line[:, None]
+    return torch.exp(from_left * x + from_top * y + from_middle * (x**2 + y**2 - 0.66))

@@ -63,9 +63,9 @@ def compact() -> CompactRecipe:
     return CompactRecipe(
         "compact",
         start="compact",
-        sampling=Sampling(high_from=0.6, share=Share(small=0.2, medium=0.62, fine=0.18)),
-        optim=compact_optim(6e-4, warmup=100),
-        run=RunConfig(steps=4000),
+        sampling=Sampling(high_from=0.6, share=Share(small=0.14, medium=0.66, fine=0.2)),
+        optim=compact_optim(5e-4, warmup=100),
+        run=RunConfig(steps=2200),
     )
 
 

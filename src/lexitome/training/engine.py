@@ -30,7 +30,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
-from lexitome.errors import InputError
+from lexitome.errors import InputError, Interrupted
 from lexitome.training import checkpoint
 from lexitome.training.optim import (
     Average,
@@ -129,7 +129,7 @@ DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 class TrainingStopped(InputError):
-    """Training ended early; the checkpoint that the message names is intact."""
+    """Training cannot go on; the checkpoint that the message names is intact."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +234,8 @@ def fit(
         recipe: what else decides the result (data, model), as JSON; resuming compares it too.
 
     Raises:
-        TrainingStopped: by a signal, or since the loss is not finite; the last checkpoint is intact.
+        Interrupted: by a signal, all saved.
+        TrainingStopped: the loss is not finite; the last checkpoint is intact.
         InputError: a setting does not fit, the folder holds another run, or the disk is full.
     """
     team = assemble(strategy)
@@ -317,7 +318,8 @@ def _train(state: State, setting: Setting, stop: StopRequest, log: Progress | No
                 state.save(team, folder, "last", setting.config)
             if stopping and state.step < run.steps:
                 remedy = "Continue with --resume."
-                raise TrainingStopped(folder.parent, f"stopped on request after step {state.step}, all saved", remedy)
+                cause = f"stopped on request after step {state.step}, all saved"
+                raise Interrupted(folder.parent, cause, remedy, stop.number)
 
 
 def _step(
@@ -431,6 +433,7 @@ class StopRequest:
 
     def __init__(self, ranks: int) -> None:
         self.asked = False
+        self.number: int = signal.SIGTERM  # of the signal; another rank may have been the one that got it
         self._ranks = ranks
         self._before: dict[signal.Signals, Callable[[int, FrameType | None], Any] | int | None] = {}
 
@@ -447,4 +450,4 @@ class StopRequest:
     def _ask(self, number: int, _: FrameType | None) -> None:
         if self.asked and self._ranks == 1 and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = True
+        self.asked, self.number = True, number

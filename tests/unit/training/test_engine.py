@@ -165,7 +165,7 @@ def test_a_polite_signal_saves_the_step_and_says_how_to_continue(
     wait_for_step(tmp_path, 20, process)
     process.send_signal(number)
     said = process.communicate(timeout=300)[0].strip().splitlines()[-1]
-    assert process.returncode == 1 and said.startswith("TrainingStopped") and "--resume" in said
+    assert process.returncode == 1 and said.startswith("Interrupted") and "--resume" in said
     stopped = checkpoint.read_state(tmp_path / "checkpoints" / "last")["step"]
     assert 20 <= stopped < 400 and f"after step {stopped}," in said
     train(replace(job, resume=True))

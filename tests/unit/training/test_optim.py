@@ -28,6 +28,7 @@ from lexitome.training.optim import (
     sam3_decay,
     set_lr,
 )
+from lexitome.training.parallel import leave
 
 
 class Vit(nn.Module):
@@ -489,7 +490,7 @@ def average_of_shards(rank: int, ranks: int, port: int, result: str) -> None:
     if rank == 0:
         kept = all(torch.equal(before[name], after[name]) for name in before)
         torch.save({"values": values, "out": out, "sharded": sharded, "kept": kept, "same": same}, result)
-    dist.destroy_process_group()
+    leave(0)
 
 
 def whole(value: Tensor) -> Tensor:

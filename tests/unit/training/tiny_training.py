@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from lexitome.errors import InputError
 from lexitome.training.engine import FitResult, RunConfig, fit
 from lexitome.training.optim import OptimConfig
+from lexitome.training.parallel import leave
 
 SIDE = 8
 
@@ -141,4 +142,6 @@ if __name__ == "__main__":
         try:
             print("finished", train(job)[0])
         except InputError as error:
-            sys.exit(f"{type(error).__name__} {error}")
+            print(type(error).__name__, error, file=sys.stderr)
+            leave(1)
+    leave(0)
