@@ -20,7 +20,7 @@ EXIT_CODES = {
     UNEXPECTED: "an error in lexitome itself, or the reader of its output went away",
     BAD_INPUT: "the command line or the input cannot be used; nothing was written",
     SOME_FAILED: "several inputs were given and at least one failed; the others are done",
-    INTERRUPTED: "stopped with Ctrl-C; the input being worked on left nothing, finished ones and training steps are kept",
+    INTERRUPTED: "stopped with Ctrl-C; the input being worked on left nothing, finished ones are kept; so is training",
     TERMINATED: "stopped by a termination signal; as above",
 }
 

@@ -122,7 +122,7 @@ class Settings:
     preview: bool = False
     stats: bool = False
     instances: bool = False
-    flips: bool = False
+    flips: bool | None = None
     model: str = "compact"
     threads: int | None = None
     fix_slices: bool = False

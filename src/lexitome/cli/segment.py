@@ -76,7 +76,11 @@ Instances = Annotated[
     bool, typer.Option("--instances", help="Also write the objects of each mask: <prompt>_instances, ids from 1.")
 ]
 Flips = Annotated[
-    bool, typer.Option("--flips", help="Average with the mirrored image, where no side is named; twice the time.")
+    bool | None,
+    typer.Option(
+        "--flips/--no-flips",
+        help="Average with the mirrored image, where no side is named; by default where validation found it better.",
+    ),
 ]
 Model = Annotated[
     str, typer.Option("--model", "-m", metavar="NAME|DIR", help="See `lexitome models`; or the folder of a model.")
@@ -103,7 +107,7 @@ def segment(  # noqa: PLR0913 - the signature is the command line
     preview: Preview = False,
     stats: Stats = False,
     instances: Instances = False,
-    flips: Flips = False,
+    flips: Flips = None,
     report: ReportOption = False,
     model: Model = "compact",
     threads: Threads = None,

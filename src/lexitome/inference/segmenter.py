@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -114,13 +114,21 @@ class Segmenter:
         return Encoded(volume, scene, memory, time.perf_counter() - began)
 
     def decode(
-        self, encoded: Encoded, queries: Sequence[Query], *, flips: bool = False, progress: Progress | None = None
+        self,
+        encoded: Encoded,
+        queries: Sequence[Query],
+        *,
+        flips: bool | None = None,
+        probabilities: bool = False,
+        progress: Progress | None = None,
     ) -> Segmentation:
         """Answer each query with a mask on the grid of the volume.
 
         Args:
-            flips: average with the answers about the mirrored pictures, except where the query names a side; takes
+            flips: average with the answers about the mirrored pictures, except where the query names a side (True),
+                never (False), or for pictures of concepts that validation found better so (None); each such query takes
                 twice as long.
+            probabilities: fill `Finding.probability`.
 
         Raises:
             ValueError: a box or point lies outside the image, or a mask is not on its grid.
@@ -129,14 +137,23 @@ class Segmenter:
         questions = self._questions(encoded, queries, flips)
         answers = self._answers(encoded, questions, progress)
         findings = tuple(self._finding(encoded, q, a, flips) for q, a in zip(questions, answers, strict=True))
-        provenance = self._provenance(encoded, time.perf_counter() - began) | {"flips": flips}
+        if probabilities:
+            findings = tuple(
+                replace(f, probability=_on_grid(encoded.volume, a, q.pointed))
+                for f, q, a in zip(findings, questions, answers, strict=True)
+            )
+        provenance = self._provenance(encoded, time.perf_counter() - began) | {
+            "flips": any(question.mirror for question in questions)
+        }
         return Segmentation(encoded.volume, findings, provenance)
 
-    def probabilities(self, encoded: Encoded, queries: Sequence[Query], *, flips: bool = False) -> list[SliceAnswer]:
+    def probabilities(
+        self, encoded: Encoded, queries: Sequence[Query], *, flips: bool | None = None
+    ) -> list[SliceAnswer]:
         """The network's answers before thresholds, slice by slice in the view's orientation; for evaluation."""
         return self._answers(encoded, self._questions(encoded, queries, flips))
 
-    def _questions(self, encoded: Encoded, queries: Sequence[Query], flips: bool) -> list[Question]:
+    def _questions(self, encoded: Encoded, queries: Sequence[Query], flips: bool | None) -> list[Question]:
         asked = [understand(query, self.card, encoded.scene.modality) for query in queries]
         vectors = self.text.embed([u.words for u in asked])
         questions = []
@@ -145,7 +162,8 @@ class Segmenter:
             maps = spatial_maps(u.query, looks[0].view, encoded.volume, looks[0].side)
             threshold = u.trained.threshold if u.trained else self.card.default_threshold
             even = float(np.log(threshold) - np.log1p(-threshold))
-            questions.append(Question(u, looks, vector, maps, even, flips and not u.sided))
+            wanted = encoded.volume.is_2d and u.trained is not None and u.trained.mirrored if flips is None else flips
+            questions.append(Question(u, looks, vector, maps, even, wanted and not u.sided))
         return questions
 
     def _answers(
@@ -213,7 +231,7 @@ class Segmenter:
 
         return memory.get(look, compute)
 
-    def _finding(self, encoded: Encoded, question: Question, answer: SliceAnswer, flips: bool) -> Finding:
+    def _finding(self, encoded: Encoded, question: Question, answer: SliceAnswer, flips: bool | None) -> Finding:
         """Threshold, make slices consistent, tell objects apart, and turn back to the grid of the volume."""
         understood, view, pointed = question.understood, answer.view, question.pointed
         # A click on one of a hundred slices is as sure a sign as one on a picture.
@@ -262,6 +280,15 @@ def _blank(scene: Scene, looks: Sequence[Look]) -> SliceAnswer:
     slices, height, width = (scene.volume.grid[axis] for axis in view.order)
     grid = (slices, side, side) if len(looks) == 1 else (slices, min(height, side), min(width, side))
     return SliceAnswer(view, grid, len(looks))
+
+
+def _on_grid(volume: Volume, answer: SliceAnswer, pointed: Collection[int]) -> NDArray[np.float16]:
+    """(Z, Y, X) probabilities, smoothed over slices, as the mask is cut from them."""
+    sizes = [volume.grid[axis] for axis in answer.view.order]
+    planes = np.empty(sizes, np.float16)
+    for index in range(sizes[0]):
+        planes[index] = resize(smooth_slice(answer.probability, index, pointed), *sizes[1:])
+    return np.ascontiguousarray(answer.view.undo(planes))
 
 
 def _mean_inside(probability: NDArray[np.float16], mask: NDArray[np.bool_], pointed: Collection[int]) -> float:

@@ -47,6 +47,7 @@ class TrainedConcept:
         stacked: whether the slices of a volume are shown with their neighbours as channels.
         views: whether the answers of all three cutting directions are averaged where voxels are nearly cubic.
         countable: whether its objects can be told apart by their centres.
+        mirrored: whether a picture (not a volume) is asked about mirrored, too: validation found the average better.
     """
 
     concept: str
@@ -58,6 +59,7 @@ class TrainedConcept:
     stacked: bool
     views: bool
     countable: bool
+    mirrored: bool
 
 
 @dataclass(frozen=True)

@@ -20,12 +20,14 @@ from lexitome.training.graphs import Session
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """Targets asked by their names of one cached picture, shown at `side`."""
+    """Targets asked by their names of one cached picture, shown at `side`; ``mirrored``: and of its mirror image, the
+    answers averaged."""
 
     cached: CachedDataset
     index: int
     targets: tuple[Target, ...]
     side: int
+    mirrored: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,9 +51,20 @@ def asking(session: Session) -> Ask:
         vectors = text.embed([target.name for target in question.targets])
         nowhere = np.repeat(no_place(question.side)[None], len(vectors), axis=0)
         found = session(shown, vectors, nowhere)
-        return Answer(found["logits"], 1 / (1 + np.exp(-found["presence"].astype(np.float64))))
+        answer = Answer(found["logits"], _sigmoid(found["presence"].astype(np.float64)))
+        if not question.mirrored:
+            return answer
+        other = session(np.ascontiguousarray(shown[..., ::-1]), vectors, nowhere)
+        presence = (answer.presence + _sigmoid(other["presence"].astype(np.float64))) / 2
+        share = (_sigmoid(answer.logits) + _sigmoid(other["logits"][..., ::-1])) / 2
+        share = share.clip(1e-6, 1 - 1e-6)
+        return Answer(np.log(share / (1 - share)), presence)
 
     return ask
+
+
+def _sigmoid(logits: NDArray) -> NDArray:
+    return 1 / (1 + np.exp(-logits))
 
 
 def answers(ask: Ask, questions: Sequence[Question], threads: int) -> Iterator[tuple[Question, Answer]]:

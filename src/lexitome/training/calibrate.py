@@ -16,7 +16,7 @@ from lexitome.data.dataset import Dataset, Target
 from lexitome.data.negatives import surely_absent
 from lexitome.training.answers import Ask, Question, annotated, answers, asking, shows, spread, validation_rows
 from lexitome.training.graphs import Pair, Session
-from lexitome.training.sides import best_sides
+from lexitome.training.sides import best_sides, better_mirrored
 
 FEWEST_PAIRS = 8
 """A target with fewer present or absent validation pairs shares the default threshold."""
@@ -43,6 +43,7 @@ class TargetChoice:
     stacked: bool
     views: bool
     countable: bool
+    mirrored: bool
     dice: float | None
 
 
@@ -55,11 +56,13 @@ class Calibration:
 
 
 def calibrate(graphs: Pair, sets: Sequence[CachedDataset], threads: int | None = None) -> Calibration:
-    """Sides first, since presence depends on them, then thresholds. What volumes are shown as follows from how they
-    were trained: `views` is chosen for sets that were cut along every axis, not measured on whole volumes."""
+    """Sides first, since the rest depends on them, then whether to ask about the mirrored picture, too, then thresholds
+    (of the picture alone; those of the average are near enough). What volumes are shown as follows from how they were
+    trained: `views` is chosen for sets that were cut along every axis, not measured on whole volumes."""
     threads = threads or os.cpu_count() or 1
     ask = asking(Session(graphs))  # one thread each: several pictures at a time keep the cores busier than one
     sides, dice = best_sides(ask, sets, threads)
+    mirrored = better_mirrored(ask, sets, sides, threads)
     thresholds, default = presence_thresholds(ask, sets, sides, threads)
     choices = {}
     for name, threshold in thresholds.items():
@@ -69,6 +72,7 @@ def calibrate(graphs: Pair, sets: Sequence[CachedDataset], threads: int | None =
             stacked=any(s.dataset.dims == 3 for s in homes),
             views=any(len({row.axis for row in s.rows}) > 1 for s in homes),
             countable=any(s.traits.countable or s.instances is not None for s in homes),
+            mirrored=name in mirrored,
             dice=dice.get(name),
         )  # fmt: skip
     return Calibration(choices, default)

@@ -190,11 +190,11 @@ def trained_concepts(sets: Sequence[CachedDataset], calibration: Calibration) ->
             entry = entries.setdefault(name, {
                 "concept": name, "words": target.name, "families": [], "window": None,
                 "threshold": choice.threshold, "side": choice.side, "stacked": False, "views": False,
-                "countable": False,
+                "countable": False, "mirrored": False,
             })  # fmt: skip
             entry["families"] += [dataset.family] if dataset.family not in entry["families"] else []
             entry["window"] = entry["window"] or _standard_window(dataset)
-            for trait in ("stacked", "views", "countable"):
+            for trait in ("stacked", "views", "countable", "mirrored"):
                 entry[trait] = entry[trait] or getattr(choice, trait)
     return list(entries.values())
 

@@ -1,9 +1,9 @@
-"""At which side each target is best seen: Dice on validation pictures over the sides that training showed."""
+"""At which side each target is best seen, and whether with its mirror image: Dice on validation pictures."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,11 @@ TIE = 0.005
 LEAST_DICE = 0.05
 """A target that is not found better than this at any side does not tell at which it should be asked."""
 
+MIRROR_GAIN = 0.005
+"""Dice that the average with the mirrored picture must be better by: it takes twice the time."""
+FEWEST_MIRRORED = 5
+"""Pictures that decide about it."""
+
 Scores = dict[str, dict[int, list[float]]]
 """Target name to side to Dice of each picture."""
 
@@ -53,6 +58,35 @@ def best_sides(ask: Ask, sets: Sequence[CachedDataset], threads: int) -> tuple[d
                 side = best if dice[target.name] >= LEAST_DICE else side
             sides.setdefault(target.name, side)
     return sides, dice
+
+
+def better_mirrored(ask: Ask, sets: Sequence[CachedDataset], sides: Mapping[str, int], threads: int) -> frozenset[str]:
+    """Names of the targets of picture sets that the average with the mirrored picture finds better by `MIRROR_GAIN`,
+    each target at its side. Volumes are not asked: neighbouring slices and cutting directions are averaged already."""
+    gains: dict[str, list[float]] = defaultdict(list)
+    flat = [cached for cached in sets if cached.dataset.dims == 2]
+    questions = [question for cached in flat for question in _mirror_questions(cached, sides)]
+    told = track(answers(ask, questions, threads), "mirrors", total=len(questions))
+    for question, answer in told:
+        sign = 1 if question.mirrored else -1
+        for target, value in zip(question.targets, picture_dice(question, answer), strict=True):
+            gains[target.name].append(sign * value)
+    return frozenset(
+        name for name, some in gains.items()
+        if len(some) >= 2 * FEWEST_MIRRORED and 2 * float(np.mean(some)) >= MIRROR_GAIN
+    )  # fmt: skip
+
+
+def _mirror_questions(cached: CachedDataset, sides: Mapping[str, int]) -> list[Question]:
+    found = []
+    for index in _few_rows(cached):
+        by_side: dict[int, list[Target]] = defaultdict(list)
+        for target in annotated(cached, index):
+            if shows(cached, index, target):
+                by_side[sides[target.name]].append(target)
+        for side, targets in by_side.items():
+            found += [Question(cached, index, tuple(targets), side, mirrored) for mirrored in (False, True)]
+    return found
 
 
 def choose_side(scores: dict[int, list[float]], usual: int) -> tuple[int, float]:

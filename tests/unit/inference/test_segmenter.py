@@ -327,6 +327,19 @@ def test_flips_take_places_along(tiny: Segmenter) -> None:
     assert np.abs(both.probability - other.probability[..., ::-1]).max() < 2e-3
 
 
+def test_the_card_says_what_is_mirrored_unless_the_user_does(tiny: Segmenter) -> None:
+    encoded = tiny.encode(photograph())
+
+    def presence(words: str, flips: bool | None) -> float:
+        return tiny.probabilities(encoded, [Query(Text(words))], flips=flips)[0].presence.item()
+
+    assert presence("skin lesion", None) == presence("skin lesion", True) != presence("skin lesion", False)
+    assert presence("polyp", None) == presence("polyp", False) != presence("polyp", True)
+    stack = tiny.encode(scan(4))
+    one, two = (tiny.decode(stack, [Query(Text("skin lesion"))], flips=flips) for flips in (None, False))
+    assert one.findings[0].presence == two.findings[0].presence and one.provenance["flips"] is False
+
+
 def test_what_names_a_side_is_not_mirrored(tiny: Segmenter) -> None:
     encoded, queries = tiny.encode(scan(4)), [Query(Text("left kidney")), Query(Text("liver"))]
     plain, flipped = tiny.decode(encoded, queries), tiny.decode(encoded, queries, flips=True)

@@ -25,14 +25,14 @@ def concept(name: str, *families: str, **changes: object) -> dict[str, object]:
     """An entry of `trained_concepts`."""
     entry: dict[str, object] = {
         "concept": name, "words": name, "families": list(families), "window": None, "threshold": 0.5, "side": SIDE,
-        "stacked": False, "views": False, "countable": False,
+        "stacked": False, "views": False, "countable": False, "mirrored": False,
     }  # fmt: skip
     return entry | changes
 
 
 CONCEPTS = [
     concept("polyp", "endoscopy"),
-    concept("skin lesion", "dermoscopy", threshold=0.9),
+    concept("skin lesion", "dermoscopy", threshold=0.9, mirrored=True),
     concept("retinal vessel", "fundus", side=96),
     concept("nuclei", "fluorescence", "ct", countable=True),
     concept("liver", "ct", "mr", window=[-125.0, 275.0], stacked=True),

@@ -13,7 +13,7 @@ from lexitome.models.catalog import CATALOG, FILES, find_model, read_card, weigh
 
 CONCEPT = {
     "concept": "nuclei", "words": "cell nuclei", "families": ["fluorescence"], "window": [-125, 275],
-    "threshold": 0.3, "side": 448, "stacked": False, "views": True, "countable": True, "pairs": 12,
+    "threshold": 0.3, "side": 448, "stacked": False, "views": True, "countable": True, "mirrored": False, "pairs": 12,
 }  # fmt: skip
 CARD: dict[str, Any] = {
     "name": "mine", "side": 320, "sha256": weights_hash(b"encoder", b"decoder"), "size_mb": 1.5,

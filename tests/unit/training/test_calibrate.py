@@ -13,7 +13,7 @@ from lexitome.data.cache import CachedDataset, open_cache
 from lexitome.data.sources.folder import load_dataset
 from lexitome.training.answers import Answer, Question, annotated, answers, shows, spread, validation_rows
 from lexitome.training.calibrate import Scores, best_threshold, presence_thresholds
-from lexitome.training.sides import SIDES, best_sides, choose_side, picture_dice
+from lexitome.training.sides import SIDES, best_sides, better_mirrored, choose_side, picture_dice
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from tiny_sets import write_sets
@@ -75,6 +75,24 @@ def test_the_side_at_which_a_target_is_seen_best_is_found(sets: list[CachedDatas
     sides, dice = best_sides(ask, sets, threads=2)
     assert sides["left kidney"] == sides["right kidney"] == 256 and dice["left kidney"] > 0.9
     assert sides["polyp"] == sides["spleen"] == 320  # as good as any, and the usual one
+
+
+def test_what_is_seen_better_with_its_mirror_image_is_found(sets: list[CachedDataset]) -> None:
+    """An answerer that sees half of a polyp unless its mirror image helps, and all else as well without. (Volumes are
+    not asked.)"""
+    asked: set[str] = set()
+
+    def ask(question: Question) -> Answer:
+        answer = fair(question)
+        asked.update(target.name for target in question.targets)
+        for row, target in enumerate(question.targets):
+            if target.name == "polyp" and not question.mirrored:
+                answer.logits[row, : question.side // 2] = -9
+        return answer
+
+    sides = {t.name: 160 for s in sets for t in s.dataset.targets}
+    assert better_mirrored(ask, sets, sides, threads=2) == {"polyp"}
+    assert asked == {t.name for s in sets if s.dataset.dims == 2 for t in s.dataset.targets}
 
 
 def test_a_target_that_is_never_found_has_the_usual_side(sets: list[CachedDataset]) -> None:

@@ -149,7 +149,7 @@ def test_weights_of_a_run_and_of_a_torch_file(net: CompactNet, tmp_path: Path) -
 
 
 def choices(cached: CachedDataset, **traits: object) -> Calibration:
-    base = TargetChoice(0.3, 256, stacked=False, views=False, countable=False, dice=0.5)
+    base = TargetChoice(0.3, 256, stacked=False, views=False, countable=False, mirrored=False, dice=0.5)
     return Calibration({t.name: replace(base, **traits) for t in cached.dataset.targets}, 0.5)  # type: ignore[arg-type]
 
 
