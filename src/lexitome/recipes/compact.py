@@ -55,7 +55,7 @@ def compact_optim(lr: float, *, warmup: int) -> OptimConfig:
 
 def compact_open() -> CompactRecipe:
     """The weights for everyone: ImageNet backbone, permissive sets only."""
-    return CompactRecipe("compact-open", open_only=True, run=RunConfig(steps=3500))
+    return CompactRecipe("compact-open", open_only=True, run=RunConfig(steps=3000))
 
 
 def compact() -> CompactRecipe:
