@@ -5,10 +5,15 @@ import sys
 
 from lexitome.cli import main
 
-if __name__ == "__main__":
-    code = main()
+
+def end(code: int) -> None:
+    """Leave the interpreter; a launched rank that has trained leaves it at once (`parallel.leave`)."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and "lexitome.training.parallel" in sys.modules:
         from lexitome.training.parallel import leave
 
         leave(code)
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    end(main())

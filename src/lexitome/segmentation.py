@@ -25,6 +25,8 @@ class Finding:
         notes: sentences the user should see, e.g. "untrained concept: result is a guess".
         instances: (Z, Y, X) ids of the objects in the mask, 1 and up without gaps, 0 outside; None where the model
             cannot tell objects of this kind apart.
+        probability: (Z, Y, X) that a voxel belongs to the target, before presence was asked and specks were dropped;
+            None where nobody asked for it.
     """
 
     name: str
@@ -34,6 +36,7 @@ class Finding:
     concept: Concept | None = None
     notes: tuple[str, ...] = ()
     instances: NDArray[np.uint16] | None = None
+    probability: NDArray[np.float16] | None = None
 
     @property
     def found(self) -> bool:
