@@ -4,7 +4,7 @@ One folder for each dataset: `images.npy` (N, S, S, 3) uint8, `codes.npy` (N, S,
 `instances.npy` (N, S, S) uint16 where objects are told apart, and `rows.json` with the identity of each row. The
 three channels of a volume's picture are the slice and its neighbours (`intensity.with_neighbours`), and volumes with
 nearly cubic voxels are cut along all three axes. Written once, under a temporary name until complete; opened as
-memory maps.
+memory maps. Of several processes that want the same one, one decodes and the others wait.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from lexitome.data.intensity import to_pictures, views_of, with_neighbours
 from lexitome.data.sources.folder import load_dataset
 from lexitome.data.traits import CACHE_SIDE, SetTraits, traits_of
 from lexitome.errors import InputError
+from lexitome.io.locks import holding
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,9 @@ def open_cache(
     side = side or CACHE_SIDE[traits.size]
     place = folder / f"{dataset.name}-{side}-{_fingerprint(dataset, traits)}"
     if not place.exists():
-        _build(dataset, traits, place, side)
+        with holding(place.with_name(f".{place.name}.lock"), wait=True):
+            if not place.exists():
+                _build(dataset, traits, place, side)
     rows = tuple(Row.from_json(entry) for entry in json.loads((place / "rows.json").read_text()))
     images, codes = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("images", "codes"))
     objects = place / "instances.npy"
@@ -90,6 +93,7 @@ def open_sets(data: Path, cache: Path) -> list[CachedDataset]:
 def _fingerprint(dataset: Dataset, traits: SetTraits) -> str:
     """Eight digits that change when a file, the split, or the way of cutting changes."""
     digest = hashlib.sha256(repr((dataset.window, traits.slice_step)).encode())
+    digest.update(b"" if traits.neighbours else b"alone")
     for case in dataset.cases:
         digest.update(repr((case.stem, case.unit, case.split, sorted(case.unknown_labels), *_reading(case))).encode())
         for path in case.files:
@@ -110,7 +114,7 @@ def _reading(case: Case) -> list[tuple[str, int | str]]:
 def _build(dataset: Dataset, traits: SetTraits, place: Path, side: int) -> None:
     images, codes, instances, rows = [], [], [], []
     for case in dataset.cases:
-        for picture, mask, objects, row in _pictures_of(case, dataset, traits.slice_step):
+        for picture, mask, objects, row in _pictures_of(case, dataset, traits):
             images.append(np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR)))
             codes.append(_nearest(mask, side))
             if objects is not None:
@@ -125,7 +129,7 @@ def _build(dataset: Dataset, traits: SetTraits, place: Path, side: int) -> None:
         (temporary / "rows.json").write_text(json.dumps([asdict(row) for row in rows]))
         os.replace(temporary, place)
     except OSError as error:
-        if not place.exists():  # else another process was as quick
+        if not place.exists():  # else another process was as quick, where the file system knows no locks
             remedy = "Free some space, or name another place with --cache."
             raise InputError(place, f"cannot be written ({error.strerror or error})", remedy) from error
     finally:
@@ -135,17 +139,17 @@ def _build(dataset: Dataset, traits: SetTraits, place: Path, side: int) -> None:
 Picture = tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint16] | None, Row]
 
 
-def _pictures_of(case: Case, dataset: Dataset, step: int) -> Iterator[Picture]:
+def _pictures_of(case: Case, dataset: Dataset, traits: SetTraits) -> Iterator[Picture]:
     """(H, W, 3) picture, (H, W) codes, (H, W) instance ids or None, and identity of each slice of a case."""
     volume, codes = read_case(case)
     objects = read_instances(case, volume)
-    stacked = not volume.is_2d and volume.array.shape[0] == 1
+    stacked = traits.neighbours and not volume.is_2d and volume.array.shape[0] == 1
     for view in views_of(volume):
         pictures = to_pictures(volume, dataset.window, view)
         pictures = with_neighbours(pictures) if stacked else pictures
         masks = np.ascontiguousarray(view.apply(codes))
         ids = None if objects is None else np.ascontiguousarray(view.apply(objects))
-        for index in range(0, len(pictures), step):
+        for index in range(0, len(pictures), traits.slice_step):
             row = Row(case.stem, index, case.unit, case.split, (), tuple(sorted(case.unknown_labels)), view.order[0],
                       stacked)  # fmt: skip
             yield pictures[index], masks[index], None if ids is None else ids[index].astype(np.uint16), row

@@ -28,6 +28,7 @@ class SetTraits:
     size: "small" coarse volumes, "medium" most, "fine" thin or tiny structures that need high resolution.
     countable: its targets are separate objects (connected parts, or the ids of `instances/`).
     slice_step: neighbouring slices are near-duplicates; training takes every n-th.
+    neighbours: the slices of a volume are shown with the slices before and after them as channels.
     """
 
     rotate: bool = False
@@ -36,6 +37,7 @@ class SetTraits:
     size: Size = "medium"
     countable: bool = False
     slice_step: int = 1
+    neighbours: bool = True
 
 
 def _free(turns: float = 1.0, size: Size = "medium") -> SetTraits:

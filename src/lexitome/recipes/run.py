@@ -1,6 +1,8 @@
 """Run a recipe on data: read, cache, train, export. What a run folder holds:
 
-recipe.json     the recipe, the data folders, the traits of the sets: everything `--resume` needs
+recipe.json     the recipe, the data folders, the traits of the sets, what has to be remembered of the model that the
+                run began with: everything `--resume` needs
+run.lock        while it is trained: the number of the process
 splits/         who is in which part, with the hash of every file
 checkpoints/    last and best (training.checkpoint)
 log.jsonl, progress.png, tensorboard/
@@ -11,39 +13,62 @@ from __future__ import annotations
 
 import copy
 import json
-import os
+import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from lexitome.data.batches import BatchSource
+from lexitome.data.batches import Batch, BatchSource
 from lexitome.data.cache import CachedDataset, open_cache
 from lexitome.data.dataset import Dataset, Target
 from lexitome.data.licences import permits_commercial_use
 from lexitome.data.negatives import Stranger
-from lexitome.data.sources import load_any
+from lexitome.data.sources.find import find_sets
 from lexitome.data.splits import resume_splits, write_splits
+from lexitome.data.trained_on import FILE as PICTURES
+from lexitome.data.trained_on import TrainedOn
 from lexitome.data.traits import SetTraits, traits_of
 from lexitome.errors import InputError
 from lexitome.io.atomic import replacing
-from lexitome.models.catalog import find_model
+from lexitome.io.locks import Held, holding
+from lexitome.models.catalog import TrainingSet, find_model
 from lexitome.models.compact import CompactNet
 from lexitome.models.compact_weights import Storage, load_folder
+from lexitome.models.efficientnet_lite import EfficientNetLite
 from lexitome.recipes.compact import IMAGENET, CompactRecipe
-from lexitome.training.compact import CompactTask, build_compact
-from lexitome.training.engine import FitResult, fit
-from lexitome.training.export import load_average, run_state, write_model
+from lexitome.training.compact import CompactTask, build_compact, compact_loss
+from lexitome.training.engine import FitResult, Precision, fit, moved, shares
+from lexitome.training.export import Before, load_average, run_state, write_model
+from lexitome.training.optim import checkpoint_activations
 from lexitome.training.parallel import assemble
 from lexitome.training.validation import validate_text_only
 
 RECIPE = "recipe.json"
+LOCK = "run.lock"
 MODEL = "model"
 TIMED_STEPS = 4
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a run needs of the model that it began with: its weights are in the checkpoints, the rest is here.
+
+    Attributes:
+        sha256: of the weights (`ModelCard.measure_sha256`); "" if they were not looked at.
+        concepts: words and modality families, for `negatives.Stranger`.
+        sets: what it was trained on, for the card.
+    """
+
+    sha256: str = ""
+    concepts: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    sets: tuple[TrainingSet, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,9 +81,16 @@ class Job:
     unit_pattern: str | None = None
     traits: dict[str, SetTraits] = field(default_factory=dict)
     """Of sets that are not listed in `data.traits`."""
+    start: Start | None = None
+    """Of `recipe.start`; None before the run begins."""
 
     def save(self, folder: Path) -> None:
+        """Also what the model it begins with was taught (`data.trained_on`): it may be gone when this run ends."""
         folder.mkdir(parents=True, exist_ok=True)
+        pictures = None if self.recipe.start == IMAGENET else TrainedOn.of_model(find_model(self.recipe.start).files)
+        if pictures is not None:
+            with replacing(folder / PICTURES) as temporary:
+                temporary.write_bytes(pictures.to_bytes())
         with replacing(folder / RECIPE) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
@@ -80,22 +112,67 @@ class Job:
             raise InputError(path, cause, "Start again in another folder.") from error
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Inside, no other run trains in `folder`; of several processes the first holds it for all.
+
+    Raises:
+        InputError: another one does; on every rank.
+    """
+    with ExitStack() as held:
+        assemble().on_main(lambda: held.enter_context(_alone(folder)))
+        yield
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with ExitStack() as held:
+        try:
+            held.enter_context(holding(folder / LOCK))
+        except Held as error:
+            remedy = "Wait for it or stop it, or choose another folder with -o."
+            raise InputError(folder, f"is being trained by {error.holder}", remedy) from error
+        yield
+
+
+def start_of(recipe: CompactRecipe) -> Start:
+    """What is to be remembered of the model that a recipe starts with, as it is now; nothing of ImageNet weights.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    if recipe.start == IMAGENET:
+        return Start()
+    card = find_model(recipe.start)
+    concepts = tuple((c.words, c.families) for c in card.trained_concepts)
+    return Start(card.measure_sha256(), concepts, card.sets)
+
+
+def remembered(job: Job) -> Start:
+    """What the run keeps of its start, whatever the model of that name is by now. Runs that began before it was kept
+    have to take what there is, and do not know whose weights they had."""
+    return replace(start_of(job.recipe), sha256="") if job.start is None else job.start
+
+
+def changed_start(job: Job) -> str | None:
+    """What has become of the model that a run began with, if that is no longer what it was."""
+    if job.start is None or not job.start.sha256:
+        return None
+    try:
+        now = find_model(job.recipe.start).measure_sha256()
+    except (InputError, OSError):
+        return "is not there any more"
+    before = job.start.sha256
+    return None if now == before else f"has other weights now (sha256 {now[:12]}, then {before[:12]})"
+
+
 def find_datasets(job: Job, seed: int = 0) -> list[Dataset]:
     """Every dataset that the data folders are or hold.
 
     Raises:
         InputError: a folder cannot be read, two sets have one name, or licences leave nothing.
     """
-    found: list[Dataset] = []
-    for text in job.data:
-        root = Path(text)
-        inside = sorted(p.parent for p in root.glob("*/dataset.json")) if not (root / "dataset.json").exists() else []
-        for place in inside or [root]:
-            found.append(load_any(place, seed=seed, concept=job.concept, unit_pattern=job.unit_pattern))
-    names = [dataset.name for dataset in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise InputError(job.data[0], f"two datasets are called {twice[0]!r}", "Rename one of the folders.")
+    found = find_sets(job.data, seed=seed, concept=job.concept, unit_pattern=job.unit_pattern)
     if job.recipe.open_only:
         found = [dataset for dataset in found if permits_commercial_use(dataset)]
     if not found:
@@ -126,18 +203,15 @@ def open_source(job: Job, datasets: Sequence[Dataset], cache: Path, say: Callabl
         sets.append(open_cache(dataset, cache, traits=job.traits.get(dataset.name) or traits_of(dataset)))
     recipe = job.recipe
     source = BatchSource(
-        sets, seed=recipe.seed, queries=recipe.queries, negatives=recipe.negatives, strangers=_strangers(recipe.start)
+        sets, seed=recipe.seed, queries=recipe.queries, negatives=recipe.negatives, strangers=_strangers(job)
     )
     if not any(source.rows):
         raise InputError(job.data[0], "no annotated picture is in the training part", "Annotate more, or split again.")
     return source
 
 
-def _strangers(start: str) -> list[Stranger]:
-    if start == IMAGENET:
-        return []
-    concepts = find_model(start).trained_concepts
-    return [Stranger(Target(c.words, (), (), ()), c.families) for c in concepts]
+def _strangers(job: Job) -> list[Stranger]:
+    return [Stranger(Target(words, (), (), ()), families) for words, families in remembered(job).concepts]
 
 
 def build_model(recipe: CompactRecipe, source: BatchSource) -> CompactNet:
@@ -162,23 +236,56 @@ def build_model(recipe: CompactRecipe, source: BatchSource) -> CompactNet:
     return model.to(memory_format=torch.channels_last)
 
 
-def time_step(model: CompactNet, task: CompactTask) -> float:
-    """Seconds of a training step on this machine, the mean of a few on a copy of the model."""
-    trial = copy.deepcopy(model)
-    spent = []
+def empty_model(recipe: CompactRecipe) -> CompactNet:
+    """The network of a run that is resumed: all weights are those of its checkpoint, nothing else is read."""
+    backbone = EfficientNetLite(recipe.model.backbone, frozen_blocks=recipe.model.frozen_blocks)
+    return CompactNet(recipe.model, backbone).to(memory_format=torch.channels_last)
+
+
+def time_steps(
+    recipe: CompactRecipe, source: BatchSource, model: CompactNet, precisions: Sequence[Precision]
+) -> dict[Precision, float]:
+    """Seconds of a training step in each precision, the mean of a few on a copy of the model, on the same pictures;
+    in the parts and with the threads of the recipe, of the share that this process has of a step."""
+    run, team = recipe.run, assemble()
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    task = CompactTask(source, recipe.sampling, recipe.objective, run.steps)
+    trial = copy.deepcopy(model).to(team.device).train()
+    checkpoint_activations(trial, run.recompute)
+    drawing: list[float] = []
+    computing: dict[Precision, list[float]] = {precision: [] for precision in precisions}
     for step in range(TIMED_STEPS):
         began = time.perf_counter()
-        batch = task.batch(step, range(task.images(step)))
-        with torch.autocast("cpu", torch.bfloat16):
-            terms = task.loss(trial, batch, task.counts(batch))
-        torch.stack(list(terms.values())).sum().backward()
-        spent.append(time.perf_counter() - began)
-    return sum(spent[1:]) / (len(spent) - 1)  # the first one warms up
+        parts = [task.batch(step, part or range(1))
+                 for part in shares(task.images(step), team.size, team.rank, run.accumulate)]  # fmt: skip
+        drawing.append(time.perf_counter() - began)
+        for precision in precisions:
+            began = time.perf_counter()
+            _compute(trial, task, [moved(part, team.device) for part in parts], precision)
+            computing[precision].append(time.perf_counter() - began)
+    # The first one warms up.
+    return {p: statistics.mean(drawing[1:]) + statistics.mean(spent[1:]) for p, spent in computing.items()}
 
 
-def agree(job: Job) -> Job:
-    """The job of the first process, where `torchrun` has started several."""
-    return assemble().agreed(job) if int(os.environ.get("WORLD_SIZE", "1")) > 1 else job
+def _compute(model: CompactNet, task: CompactTask, parts: Sequence[Batch], precision: Precision) -> None:
+    """Forward and backward; ends when the device has done it."""
+    half = precision == "bf16"
+    for part in parts:
+        device = part.pictures.device
+        with torch.autocast(device.type, torch.bfloat16) if half else nullcontext():
+            decoded = model(part.pictures, part.text, part.spatial)
+        terms = compact_loss(decoded, part, task.counts(part).to(device), task.objective)
+        loss = torch.stack(list(terms.values())).sum()
+        loss.backward()
+        loss.item()
+    model.zero_grad(set_to_none=True)
+
+
+def agree(value: A) -> A:
+    """What the first process has, where `torchrun` has started several."""
+    agreed: A = assemble().agreed(value)
+    return agreed
 
 
 def train(job: Job, source: BatchSource, model: CompactNet, folder: Path, *, resume: bool) -> FitResult:
@@ -197,16 +304,17 @@ def export(
 
     Weights, their step and their validation are those of the best checkpoint. The test split is scored for the card.
     """
-    recipe, state = job.recipe, run_state(folder)
+    recipe, state, start = job.recipe, run_state(folder), remembered(job)
     model = load_average(folder, recipe.model)
     metrics = {"validation": state["metrics"], "test": validate_text_only(model, source, split="test")}
+    origin = {"start": recipe.start, **({"start_sha256": start.sha256} if start.sha256 else {})}
     return write_model(
         model,
         source.sets,
         out or folder / MODEL,
         name=recipe.name,
-        provenance={"recipe": asdict(recipe), "steps": state["step"], "start": recipe.start},
+        provenance={"recipe": asdict(recipe), "steps": state["step"], **origin},
         metrics=metrics,
         storage=storage,
-        start=None if recipe.start == IMAGENET else find_model(recipe.start),
+        before=Before(start.sets, TrainedOn.of_model(folder)),
     )

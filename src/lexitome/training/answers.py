@@ -75,13 +75,6 @@ def answers(ask: Ask, questions: Sequence[Question], threads: int) -> Iterator[t
             yield from zip(part, pool.map(ask, part), strict=True)
 
 
-def spread(rows: Sequence[int], count: int) -> list[int]:
-    """At most `count` of them, evenly spread."""
-    if len(rows) <= count:
-        return list(rows)
-    return [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]
-
-
 def validation_rows(cached: CachedDataset) -> list[int]:
     return [index for index, row in enumerate(cached.rows) if row.split == "val"]
 

@@ -14,9 +14,10 @@ from rich.progress import track
 from lexitome.data.cache import CachedDataset
 from lexitome.data.dataset import Dataset, Target
 from lexitome.data.negatives import surely_absent
-from lexitome.training.answers import Ask, Question, annotated, answers, asking, shows, spread, validation_rows
+from lexitome.training.answers import Ask, Question, annotated, answers, asking, shows, validation_rows
 from lexitome.training.graphs import Pair, Session
 from lexitome.training.sides import best_sides, better_mirrored
+from lexitome.training.validation import spread
 
 FEWEST_PAIRS = 8
 """A target with fewer present or absent validation pairs shares the default threshold."""
@@ -69,7 +70,7 @@ def calibrate(graphs: Pair, sets: Sequence[CachedDataset], threads: int | None =
         homes = [s for s in sets if any(target.name == name for target in s.dataset.targets)]
         choices[name] = TargetChoice(
             threshold, sides[name],
-            stacked=any(s.dataset.dims == 3 for s in homes),
+            stacked=any(row.stacked for s in homes for row in s.rows),
             views=any(len({row.axis for row in s.rows}) > 1 for s in homes),
             countable=any(s.traits.countable or s.instances is not None for s in homes),
             mirrored=name in mirrored,

@@ -45,6 +45,7 @@ from lexitome.training.parallel import Strategy, Team, assemble, forward_in_bf16
 from lexitome.training.progress import Progress
 
 B = TypeVar("B")
+Precision = Literal["bf16", "fp32"]
 
 
 class Task(Protocol[B]):
@@ -88,7 +89,7 @@ class RunConfig:
 
     steps: int
     accumulate: int = 1
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Precision = "bf16"
     clip: float = 1.0
     ema: float | None = 0.998
     seed: int = 0
@@ -334,7 +335,7 @@ def _step(
     state.optimizer.zero_grad(set_to_none=True)
     sums: dict[str, Tensor] = {}
     for number, part in enumerate(parts, start=1):
-        batch = _moved(part.batch, team.device)
+        batch = moved(part.batch, team.device)
         with nullcontext() if number == len(parts) else team.accelerator.no_sync(objective):
             terms = {name: term * part.weight for name, term in objective(batch, totals).items()}
             # Gradients are averaged over ranks where a sum is wanted.
@@ -353,9 +354,10 @@ def _step(
     return values, stopping
 
 
-def _moved(batch: Any, device: torch.device) -> Any:
+def moved(batch: Any, device: torch.device) -> Any:
+    """The batch of a task with its tensors on a device."""
     if is_dataclass(batch) and not isinstance(batch, type) and not hasattr(batch, "to"):
-        return replace(batch, **{f.name: _moved(getattr(batch, f.name), device) for f in fields(batch)})
+        return replace(batch, **{f.name: moved(getattr(batch, f.name), device) for f in fields(batch)})
     return send_to_device(batch, device)
 
 

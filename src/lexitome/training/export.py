@@ -12,11 +12,12 @@ import os
 import secrets
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.progress import Progress
 
 from lexitome.concepts import Vocabulary
 from lexitome.data.batches import BatchSource
@@ -24,9 +25,11 @@ from lexitome.data.cache import CachedDataset
 from lexitome.data.dataset import Dataset
 from lexitome.data.intensity import LUNG, SOFT_TISSUE, Window
 from lexitome.data.licences import licence_of_weights
+from lexitome.data.trained_on import FILE as PICTURES
+from lexitome.data.trained_on import TrainedOn, fingerprints
 from lexitome.errors import InputError
 from lexitome.models import card_page
-from lexitome.models.catalog import FILES, ModelCard, TrainingSet, weights_hash
+from lexitome.models.catalog import FILES, TrainingSet, weights_hash
 from lexitome.models.compact import CompactConfig, CompactNet
 from lexitome.models.compact_weights import Storage, rebuild, store
 from lexitome.models.efficientnet_lite import EfficientNetLite
@@ -94,6 +97,18 @@ def run_state(run: Path) -> dict[str, Any]:
     return checkpoint.read_state(_checkpoint_of(run))
 
 
+@dataclass(frozen=True)
+class Before:
+    """What a model was trained on before the run that is exported: sets, and hashes of their pictures where it has
+    them."""
+
+    sets: tuple[TrainingSet, ...] = ()
+    pictures: TrainedOn | None = None
+
+
+NOTHING = Before()
+
+
 def write_model(
     model: CompactNet,
     sets: Sequence[CachedDataset],
@@ -103,14 +118,14 @@ def write_model(
     provenance: Mapping[str, Any],
     metrics: Mapping[str, Any] | None = None,
     storage: Storage = "fp16",
-    start: ModelCard | None = None,
+    before: Before = NOTHING,
 ) -> dict[str, Any]:
     """Export, compare, calibrate and write the folder `out`, all or nothing; returns the card.
 
     Args:
         sets: what the model was trained on; their validation rows are asked.
         metrics: what validation measured in training; what calibration measures joins it.
-        start: the model whose weights it began with: what that one was trained on binds this one too.
+        before: what the model that it began with was trained on: that binds this one too.
     Raises:
         ValueError: the graphs differ from torch.
         InputError: `out` holds something that is no model, or cannot be written.
@@ -133,20 +148,23 @@ def write_model(
         "size_mb": round(sum(map(len, graphs)) / 1e6, 1), "onnx_difference": worst_probability(parity["onnx"]),
         "stored_difference": worst_probability(parity[storage]), "parity": parity,
         "model_config": asdict(model.config), "provenance": dict(provenance),
-        **_described(sets, calibrate(graphs, sets), measured, start),
+        **_described(sets, calibrate(graphs, sets), measured, before.sets),
     }  # fmt: skip
     text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
-    files = dict(zip(FILES, (*graphs, text.encode()), strict=True))
+    files = dict(zip(FILES, (*graphs, text.encode()), strict=True)) | {PICTURES: _pictures(sets, before).to_bytes()}
     _replace_folder(out, {**files, PAGE: card_page.page(card).encode()})
     print(f"wrote {out}: {card['size_mb']} MB as {storage}; {card['weights_licence']}")
     return card
 
 
 def _described(
-    sets: Sequence[CachedDataset], calibration: Calibration, measured: Mapping[str, Any], start: ModelCard | None
+    sets: Sequence[CachedDataset],
+    calibration: Calibration,
+    measured: Mapping[str, Any],
+    start_sets: Sequence[TrainingSet],
 ) -> dict[str, Any]:
     """What the card says that does not depend on the weights' bytes."""
-    seen: dict[str, Dataset | TrainingSet] = {s.name: s for s in (start.sets if start else ())}
+    seen: dict[str, Dataset | TrainingSet] = {s.name: s for s in start_sets}
     seen |= {cached.dataset.name: cached.dataset for cached in sets}
     licence = licence_of_weights(list(seen.values()))
     dice = [choice.dice for choice in calibration.targets.values() if choice.dice is not None]
@@ -163,6 +181,16 @@ def _described(
         "sets": [{"name": d.name, "title": d.title, "modality": d.modality, "licence": d.licence, "source": d.source}
                  for d in seen.values()],
     }  # fmt: skip
+
+
+def _pictures(sets: Sequence[CachedDataset], before: Before) -> TrainedOn:
+    """Hashes by which an evaluation finds training pictures in a test set."""
+    datasets = [cached.dataset for cached in sets]
+    total = sum(case.split != "test" for dataset in datasets for case in dataset.cases)
+    with Progress(transient=True) as bar:
+        task = bar.add_task("hashing", total=total)
+        found = fingerprints(datasets, progress=lambda done: bar.update(task, completed=done))
+    return found if before.pictures is None else found.merged(before.pictures)
 
 
 def _cost_of_rounding(model: CompactNet, graphs: Pair, sets: Sequence[CachedDataset]) -> dict[str, dict[str, float]]:
@@ -211,7 +239,7 @@ def _standard_window(dataset: Dataset) -> list[float] | None:
 
 def _check_place(out: Path) -> None:
     """A folder that is not a model is never replaced."""
-    if out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= {*FILES, PAGE}):
+    if out.exists() and not (out.is_dir() and {p.name for p in out.iterdir()} <= {*FILES, PAGE, PICTURES}):
         raise InputError(out, "holds something other than a model", "Choose another folder.")
 
 

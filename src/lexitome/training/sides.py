@@ -12,8 +12,8 @@ from rich.progress import track
 from lexitome.data.cache import CachedDataset
 from lexitome.data.dataset import UNKNOWN_CODE, Target
 from lexitome.data.traits import Size
-from lexitome.training.answers import Answer, Ask, Question, annotated, answers, resized, shows, spread, validation_rows
-from lexitome.training.validation import USUAL_SIDE
+from lexitome.training.answers import Answer, Ask, Question, annotated, answers, resized, shows, validation_rows
+from lexitome.training.validation import USUAL_SIDE, spread
 
 SIDES: dict[Size, tuple[int, ...]] = {
     "small": (160, 192, 256),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ def validate_text_only(
         targets = [t for t in cached.dataset.targets if not t.derived]
         scores: dict[str, list[float]] = {t.name: [] for t in targets}
         vectors = torch.from_numpy(source.text.embed([t.name for t in targets]))
-        for index in _spread(cached, pictures, split):
+        for index in _of_split(cached, pictures, split):
             masks, presence = _answer(model, cached, index, vectors)
             for i, target in enumerate(targets):
                 if set(target.labels) & set(cached.rows[index].unknown):
@@ -46,12 +48,15 @@ def validate_text_only(
     return {name: float(np.mean(values)) for name, values in measured.items() if values}
 
 
-def _spread(cached: CachedDataset, count: int, split: str) -> list[int]:
-    """Up to `count` rows of a split, always the same. At random, not at equal distances: those would meet the slices of
-    volumes of one size at the same height."""
-    rows = [i for i, row in enumerate(cached.rows) if row.split == split]
+def spread(rows: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the rows, always the same, in order. At random, not at equal distances: those would meet the
+    slices of volumes of one size at the same height, and miss subjects whose rows come in a regular turn."""
     chosen = np.random.default_rng(len(rows)).permutation(len(rows))[:count]
     return sorted(rows[i] for i in chosen)
+
+
+def _of_split(cached: CachedDataset, count: int, split: str) -> list[int]:
+    return spread([i for i, row in enumerate(cached.rows) if row.split == split], count)
 
 
 @torch.no_grad()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,11 +16,12 @@ from tiny_sets import disc, painted, save_set, write_sets
 
 from lexitome.data import cache
 from lexitome.data.cache import CachedDataset, open_cache, open_sets
-from lexitome.data.dataset import UNKNOWN_CODE, Dataset
+from lexitome.data.dataset import UNKNOWN_CODE, Case, Dataset
 from lexitome.data.intensity import View
 from lexitome.data.sources.folder import load_dataset
 from lexitome.data.traits import CACHE_SIDE, SetTraits
 from lexitome.errors import InputError
+from lexitome.io import locks
 
 SIDE = 32
 MASK = disc(SIDE, 12, 20, 7).astype(np.uint8)
@@ -134,19 +137,48 @@ def test_a_full_disk_says_what_to_do(folder: Path, tmp_path: Path, monkeypatch: 
     assert names(tmp_path / "cache") == set()
 
 
-def test_two_processes_may_build_at_once(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The other one finishes while this one is writing: its result is taken."""
+def test_of_several_who_want_it_one_decodes_and_the_others_wait(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, dataset, read, decoded = tmp_path / "cache", load_dataset(folder), cache.read_case, []
+
+    def slowly(case: Case) -> object:
+        decoded.append(case.stem)
+        time.sleep(0.05)
+        return read(case)
+
+    monkeypatch.setattr(cache, "read_case", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: open_cache(dataset, place, side=SIDE), range(3)))
+    assert sorted(decoded) == [f"p{i}" for i in range(5)] and len(names(place)) == 1
+    assert all((each.images == found[0].images).all() for each in found)
+
+
+def test_without_locks_the_result_of_the_quicker_one_is_taken(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system that knows none: the other one finishes while this one is writing."""
     place, dataset, replaced = tmp_path / "cache", load_dataset(folder), os.replace
 
     def later(source: Path, target: Path) -> None:
-        monkeypatch.undo()
+        monkeypatch.setattr(os, "replace", replaced)
         monkeypatch.setattr(os, "getpid", lambda: -1)
         open_cache(dataset, place, side=SIDE)
         replaced(source, target)
 
+    monkeypatch.setattr(locks, "_take", lambda _: True)
     monkeypatch.setattr(os, "replace", later)
     assert len(open_cache(dataset, place, side=SIDE).rows) == 5
     assert len(names(place)) == 1 and not next(iter(names(place))).startswith(".")
+
+
+def test_slices_without_their_neighbours_make_a_new_cache(tmp_path: Path) -> None:
+    alone = phantom(tmp_path, (1.0, 1.0, 4.0), neighbours=False)
+    stacked = phantom(tmp_path, (1.0, 1.0, 4.0))
+    assert len(names(tmp_path / "cache")) == 2
+    assert not any(row.stacked for row in alone.rows) and all(row.stacked for row in stacked.rows)
+    for image, other in zip(alone.images, stacked.images, strict=True):
+        assert (image == other[..., 1:2]).all()
 
 
 def test_object_ids_are_kept(tmp_path: Path) -> None:
@@ -162,7 +194,9 @@ GRID = (20, 24, 28)  # z, y, x
 VOXEL = (13, 5, 17)
 
 
-def phantom(tmp_path: Path, spacing: tuple[float, float, float], step: int = 1) -> CachedDataset:
+def phantom(
+    tmp_path: Path, spacing: tuple[float, float, float], step: int = 1, *, neighbours: bool = True
+) -> CachedDataset:
     """A grey volume with one bright voxel that is annotated, and with an id; spacing along x, y, z."""
     image, mask, ids = np.full(GRID, 50, np.uint8), np.zeros(GRID, np.uint8), np.zeros(GRID, np.uint16)
     image[VOXEL], mask[VOXEL], ids[VOXEL] = 200, 1, 9
@@ -170,7 +204,8 @@ def phantom(tmp_path: Path, spacing: tuple[float, float, float], step: int = 1) 
     affine = np.diag([*spacing, 1.0])
     folder = save_set(tmp_path / "phantom", {"v": (image, mask)}, {1: "dot"}, "MRI", instances={"v": ids},
                       affine=affine, dims=3)  # fmt: skip
-    return open_cache(load_dataset(folder), tmp_path / "cache", side=112, traits=SetTraits(slice_step=step))
+    return open_cache(load_dataset(folder), tmp_path / "cache", side=112,
+                      traits=SetTraits(slice_step=step, neighbours=neighbours))  # fmt: skip
 
 
 def test_nearly_cubic_volumes_are_cut_in_three_directions(tmp_path: Path) -> None:

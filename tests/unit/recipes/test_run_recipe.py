@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -19,10 +20,29 @@ from lexitome.data.sources.folder import load_dataset
 from lexitome.data.traits import SetTraits
 from lexitome.errors import InputError
 from lexitome.losses.set_prediction import SetPredictionConfig
+from lexitome.models.catalog import CATALOG, TrainingSet, find_model
 from lexitome.models.compact import CompactConfig
+from lexitome.recipes import run
 from lexitome.recipes.compact import RECIPES, CompactRecipe
-from lexitome.recipes.run import RECIPE, Job, build_model, find_datasets, open_source, prepare_splits, time_step
-from lexitome.training.compact import CompactObjective, CompactTask, Resolution, Sampling, Stage
+from lexitome.recipes.run import (
+    LOCK,
+    RECIPE,
+    Job,
+    Start,
+    build_model,
+    changed_start,
+    claimed,
+    empty_model,
+    find_datasets,
+    open_source,
+    prepare_splits,
+    remembered,
+    start_of,
+    time_steps,
+)
+from lexitome.training import checkpoint
+from lexitome.training.compact import CompactObjective, Resolution, Sampling, Stage
+from lexitome.training.engine import RunConfig
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from tiny_sets import disc, painted, save_set, write_sets
@@ -48,7 +68,9 @@ def job(*data: Path, **changes: object) -> Job:
     CompactRecipe("x", model=TINY, objective=CompactObjective(objects=SetPredictionConfig()), negatives=False, seed=7),
 ])  # fmt: skip
 def test_a_job_is_stored_and_read_again(recipe: CompactRecipe, tmp_path: Path) -> None:
-    stored = Job(recipe, ("/a", "/b"), "polyp", r"^\w+", {"a": SetTraits(size="fine", countable=True, turns=2.0)})
+    traits = {"a": SetTraits(size="fine", countable=True, turns=2.0, neighbours=False)}
+    start = Start("12ab", (("left kidney", ("ct", "mr")),), (TrainingSet("a", "A", "CT", "CC0", "somewhere"),))
+    stored = Job(recipe, ("/a", "/b"), "polyp", r"^\w+", traits, start)
     stored.save(tmp_path / "run")
     assert Job.load(tmp_path / "run") == stored
     assert [p.name for p in (tmp_path / "run").iterdir()] == [RECIPE]
@@ -128,6 +150,9 @@ def test_the_network_of_a_recipe(tmp_path: Path) -> None:
     source = opened(one_set(tmp_path / "mine"), tmp_path / "cache")
     model = build_model(CompactRecipe("x", model=TINY), source)
     assert model.config == TINY
+    empty = empty_model(CompactRecipe("x", model=TINY))
+    checkpoint.copy_into(checkpoint.model_tensors(empty), checkpoint.model_tensors(model), tmp_path)
+    assert [p.requires_grad for p in empty.parameters()] == [p.requires_grad for p in model.parameters()]
     with pytest.raises(InputError, match="no such model"):
         build_model(CompactRecipe("x", start="nonsense"), source)
     with pytest.raises(InputError, match="object queries cannot be exported"):  # before hours of training, not after
@@ -139,8 +164,12 @@ def test_timing_a_step_leaves_the_model_alone(tmp_path: Path) -> None:
     model = build_model(CompactRecipe("x", model=TINY), source)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     stage = Stage(*(Resolution(32, 1) for _ in range(3)))
-    seconds = time_step(model, CompactTask(source, Sampling(stage, stage), CompactObjective(), 10))
-    assert 0 < seconds < 60 and all(p.grad is None for p in model.parameters())
+    run_config = RunConfig(steps=10, threads=1, accumulate=2, recompute=("decoder.up*",))
+    recipe = CompactRecipe("x", model=TINY, sampling=Sampling(stage, stage), run=run_config)
+    seconds = time_steps(recipe, source, model, ("bf16", "fp32"))
+    assert seconds.keys() == {"bf16", "fp32"} and all(0 < spent < 60 for spent in seconds.values())
+    assert time_steps(recipe, source, model, ("fp32",)).keys() == {"fp32"}
+    assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -163,3 +192,59 @@ def test_datasets_keep_what_was_asked_for(tmp_path: Path) -> None:
     (found,) = find_datasets(asked)
     assert isinstance(found, Dataset) and [t.name for t in found.targets] == ["polyp"]
     assert {case.unit for case in found.cases} == {"s"}
+
+
+def test_a_run_folder_has_one_run_at_a_time(tmp_path: Path) -> None:
+    with claimed(tmp_path / "run"):
+        assert (tmp_path / "run" / LOCK).read_text() == f"{os.getpid()}\n"
+        told = f"is being trained by process {os.getpid()}. Wait for it"
+        with pytest.raises(InputError, match=told), claimed(tmp_path / "run"):
+            pytest.fail("two runs in one folder")
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+needs_compact = pytest.mark.skipif("compact" not in CATALOG, reason="this installation has no built-in model")
+
+
+@needs_compact
+def test_what_is_remembered_of_a_start(tmp_path: Path) -> None:
+    card = find_model("compact")
+    start = start_of(CompactRecipe("x", start="compact"))
+    assert start.sha256 == card.sha256 and start.sets == card.sets
+    assert start.concepts == tuple((c.words, c.families) for c in card.trained_concepts) and start.concepts
+    assert start_of(CompactRecipe("x")) == Start()
+    Job(CompactRecipe("x", start="compact"), ("/a",), start=start).save(tmp_path)
+    assert Job.load(tmp_path).start == start
+
+
+@needs_compact
+def test_runs_of_before_take_the_start_as_it_is(tmp_path: Path) -> None:
+    """Their recipe.json has no entry for it."""
+    Job(CompactRecipe("x", start="compact"), ("/a",)).save(tmp_path)
+    entry = json.loads((tmp_path / RECIPE).read_text())
+    del entry["start"]
+    (tmp_path / RECIPE).write_text(json.dumps(entry))
+    old = Job.load(tmp_path)
+    assert old.start is None and remembered(old) == replace(start_of(old.recipe), sha256="")
+    assert remembered(old).concepts and changed_start(old) is None
+
+
+@needs_compact
+def test_a_start_that_is_another_one_by_now_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = start_of(CompactRecipe("x", start="compact"))
+    kept = Job(CompactRecipe("x", start="compact"), ("/a",), start=now)
+    assert changed_start(kept) is None
+    other = replace(kept, start=replace(now, sha256="0" * 64, concepts=(), sets=()))
+    said = changed_start(other)
+    assert said is not None and "has other weights now" in said and now.sha256[:12] in said and "0" * 12 in said
+    gone = replace(kept, recipe=replace(kept.recipe, start="no such model"))
+    assert changed_start(gone) == "is not there any more"
+
+
+def test_a_source_knows_strangers_from_the_job_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches are those of before, whatever has become of the model that the run began with."""
+    folder = one_set(tmp_path / "mine", modality="colonoscopy")
+    asked = replace(job(folder, start="gone"), start=Start("ab", (("left kidney", ("ct",)), ("polyp", ("endoscopy",)))))
+    monkeypatch.setattr(run, "find_model", None)
+    source = open_source(asked, [load_dataset(folder)], tmp_path / "cache", silent)
+    assert [[target.name for target in pool] for pool in source.far] == [["left kidney"]]

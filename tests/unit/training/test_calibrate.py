@@ -11,9 +11,10 @@ import pytest
 
 from lexitome.data.cache import CachedDataset, open_cache
 from lexitome.data.sources.folder import load_dataset
-from lexitome.training.answers import Answer, Question, annotated, answers, shows, spread, validation_rows
+from lexitome.training.answers import Answer, Question, annotated, answers, shows, validation_rows
 from lexitome.training.calibrate import Scores, best_threshold, presence_thresholds
 from lexitome.training.sides import SIDES, best_sides, better_mirrored, choose_side, picture_dice
+from lexitome.training.validation import spread
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from tiny_sets import write_sets
@@ -141,8 +142,15 @@ def test_answers_come_in_the_order_of_the_questions(sets: list[CachedDataset]) -
     assert [q for q, _ in answers(fair, questions, threads=3)] == questions
 
 
-def test_spread_keeps_ends_and_order() -> None:
-    assert spread(range(100), 3) == [0, 50, 99] and spread([4, 5], 3) == [4, 5] and spread([1, 2], 0) == []
+def test_spread_is_always_the_same_and_in_order() -> None:
+    few = spread(range(100, 200), 12)
+    assert few == sorted(few) == spread(range(100, 200), 12) and len(set(few)) == 12
+    assert set(few) <= set(range(100, 200)) and spread([4, 5], 3) == [4, 5] and spread([1, 2], 0) == []
+
+
+def test_spread_meets_every_subject_whatever_their_turn() -> None:
+    """Thirty of 240 rows in which eight subjects take turns: every eighth row would show one of them alone."""
+    assert {row % 8 for row in spread(range(240), 30)} == set(range(8))
 
 
 def test_best_threshold_weighs_misses_leans_low_and_stays_in_bounds() -> None:

@@ -15,6 +15,7 @@ import torch
 from lexitome.concepts import Vocabulary
 from lexitome.data.cache import CachedDataset, open_cache
 from lexitome.data.sources.folder import load_dataset
+from lexitome.data.trained_on import TrainedOn
 from lexitome.errors import InputError
 from lexitome.models.catalog import FILES, find_model
 from lexitome.models.compact import CompactConfig, CompactNet
@@ -22,7 +23,7 @@ from lexitome.models.compact_weights import load_folder
 from lexitome.models.efficientnet_lite import EfficientNetLite
 from lexitome.training import checkpoint
 from lexitome.training.calibrate import Calibration, TargetChoice
-from lexitome.training.export import load_average, run_state, trained_concepts, write_model
+from lexitome.training.export import Before, load_average, run_state, trained_concepts, write_model
 from lexitome.training.graphs import Session, differences, export_graphs, worst_probability
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
@@ -103,12 +104,15 @@ def test_a_model_is_replaced_and_what_it_began_with_binds_it(
         (tmp_path / "out" / name).write_text("of an older model")
     own = [replace(sets[0], dataset=replace(sets[0].dataset, name="mine", licence="CC0"))]
     card = write_model(net, own, tmp_path / "out", name="again", provenance={}, storage="int8",
-                       start=find_model(written[1]))  # fmt: skip
+                       before=Before(find_model(written[1]).sets, TrainedOn.of_model(written[1])))  # fmt: skip
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"] and find_model(tmp_path / "out").name == "again"
     assert set(card["metrics"]["rounding"]) == {"trained", "stored"} and card["size_mb"] < written[0]["size_mb"]
     assert card["research_only"] and "kvasir_seg" in card["weights_duties"]
     assert {entry["name"] for entry in card["sets"]} == {"mine", "kvasir_seg", "btcv_abdomen_ct2d"}
     assert {entry["words"] for entry in card["trained_concepts"]} == {t.name for t in sets[0].dataset.targets}
+    before, now = TrainedOn.of_model(written[1]), TrainedOn.of_model(tmp_path / "out")
+    assert before is not None and now is not None and set(now.datasets) == {"mine", *before.datasets}
+    assert {row.tobytes() for row in now.hashes} >= {row.tobytes() for row in before.hashes}
 
 
 def test_nothing_is_written_when_the_graphs_differ(
