@@ -35,6 +35,7 @@ LAYERS: tuple[frozenset[str], ...] = (
 RANK = {unit: rank for rank, row in enumerate(LAYERS) for unit in row}
 MAY_USE_IO = frozenset({"data", "evaluation", "recipes", "api", "cli"})
 TORCH_UNITS = frozenset({"models", "losses", "training", "recipes"})
+EXTRAS = ("torch", "train", "eval", "nnunet")
 TORCH_DECLARATION = "needs torch"
 """A module of `data` or `evaluation` may import torch if its docstring says so in these words."""
 
@@ -209,7 +210,7 @@ def test_dependencies_are_declared(modules: Modules) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     optional = project["optional-dependencies"]
     base = distribution_names(project["dependencies"])
-    assert not undeclared(modules, base, distribution_names([*optional["torch"], *optional["train"]]))
+    assert not undeclared(modules, base, distribution_names([each for extra in EXTRAS for each in optional[extra]]))
 
 
 def test_root_imports_nothing(modules: Modules) -> None:
