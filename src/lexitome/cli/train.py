@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lexitome.models.compact import CompactNet
     from lexitome.recipes.run import Job
 
+UNET = "unet"
+
 app = typer.Typer()
 
 
@@ -42,7 +44,10 @@ class Request:
 def train(  # noqa: PLR0913 - the signature is the command line
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="[RECIPE]", help="compact or compact-open; without one, a recipe is planned."),
+        typer.Argument(
+            metavar="[RECIPE]",
+            help="compact, compact-open, or unet (a MONAI U-Net for each set); by default planned.",
+        ),
     ] = None,
     data: Annotated[
         list[Path] | None,
@@ -94,34 +99,73 @@ def train(  # noqa: PLR0913 - the signature is the command line
 
 def _begin(asked: Request, out: Path, cache: Path, *, plan_only: bool) -> None:
     from lexitome.recipes import run
-    from lexitome.training import checkpoint
 
     if not asked.data:
         raise InputError("lexitome train", "--data is missing", "Name the folder of your annotated images: --data DIR.")
-    if not plan_only and checkpoint.locate(out / "checkpoints", "last"):
-        raise InputError(out, "holds a run already", "Continue it with --resume, or choose another folder with -o.")
+    if asked.recipe == UNET:
+        _train_specialists(asked, out, cache, plan_only=plan_only)
+        return
+    if not plan_only:
+        _refuse_old_run(out)
     job, datasets = _planned(asked) if asked.recipe is None else _listed(asked)
     if plan_only:
-        if asked.recipe is None and not _sets_steps(asked):
-            _say(f"steps        as many as fit into {asked.minutes:g} minutes: timed when training begins")
+        if asked.recipe is None:
+            _say_what_waits(job, asked)
         _say(json.dumps(asdict(job.recipe), indent=1))
         return
-    datasets = run.prepare_splits(datasets, out, resume=False)
-    source = run.open_source(job, datasets, cache, _say)
-    model = run.build_model(job.recipe, source)
-    if asked.recipe is None:
-        job = run.agree(_timed(job, source, model, asked))  # each process has timed its own steps
-    job.save(out)
-    _finish(job, source, model, out, resume=False)
+    job = replace(job, start=run.start_of(job.recipe))
+    with run.claimed(out):
+        _refuse_old_run(out)  # which another process may have begun during the look at the data
+        datasets = run.prepare_splits(datasets, out, resume=False)
+        source = run.open_source(job, datasets, cache, _say)
+        model = run.build_model(job.recipe, source)
+        if asked.recipe is None:
+            job = run.agree(_timed(job, source, model, asked))  # each process has timed its own steps
+        job.save(out)
+        _finish(job, source, model, out, resume=False)
+
+
+def _train_specialists(asked: Request, out: Path, cache: Path, *, plan_only: bool) -> None:
+    """U-Nets of their own; what is finished in `out` is kept, what was begun goes on."""
+    from lexitome.data.sources.find import find_sets
+    from lexitome.recipes.overrides import override
+    from lexitome.recipes.run import claimed
+    from lexitome.recipes.specialist import SpecialistRecipe, train_specialists
+
+    recipe = override(SpecialistRecipe(), asked.settings)
+    fixed = any(setting.partition("=")[0].strip() == "run.steps" for setting in asked.settings)
+    datasets = find_sets(_paths(asked), seed=recipe.seed, concept=asked.concept, unit_pattern=asked.unit_pattern)
+    if plan_only:
+        _say(json.dumps(asdict(recipe), indent=1))
+        return
+    with claimed(out):
+        train_specialists(datasets, out, cache, recipe, minutes=None if fixed else asked.minutes, say=_say)
+    data = " ".join(shlex.quote(path) for path in _paths(asked))
+    _say(f"next         lexitome evaluate --model {shlex.quote(str(out))} --data {data}")
+
+
+def _refuse_old_run(out: Path) -> None:
+    from lexitome.training import checkpoint
+
+    if checkpoint.locate(out / "checkpoints", "last"):
+        raise InputError(out, "holds a run already", "Continue it with --resume, or choose another folder with -o.")
 
 
 def _continue(out: Path, cache: Path) -> None:
     from lexitome.recipes import run
+    from lexitome.recipes.machine import usable_cores
 
+    if any(out.glob(f"*/{run.RECIPE}")) and not (out / run.RECIPE).is_file():
+        raise InputError(out, "holds specialists", "Type the command that began them again: it continues them.")
     job = run.Job.load(out)
-    datasets = run.prepare_splits(run.find_datasets(job, job.recipe.seed), out, resume=True)
-    source = run.open_source(job, datasets, cache, _say)
-    _finish(job, source, run.build_model(job.recipe, source), out, resume=True)
+    with run.claimed(out):
+        if changed := run.changed_start(job):
+            _say(f"start        {job.recipe.start} {changed}: the run goes on with its own weights")
+        threads = job.recipe.run.threads and min(job.recipe.run.threads, usable_cores())  # this may be another computer
+        job = replace(job, recipe=replace(job.recipe, run=replace(job.recipe.run, threads=threads)))
+        datasets = run.prepare_splits(run.find_datasets(job, job.recipe.seed), out, resume=True)
+        source = run.open_source(job, datasets, cache, _say)
+        _finish(job, source, run.empty_model(job.recipe), out, resume=True)
 
 
 def _listed(asked: Request) -> tuple[Job, list[Dataset]]:
@@ -131,7 +175,7 @@ def _listed(asked: Request) -> tuple[Job, list[Dataset]]:
     from lexitome.recipes.overrides import override
 
     if asked.recipe not in RECIPES:
-        remedy = f"Choose from {', '.join(RECIPES)}, or leave it out and let one be planned from --data."
+        remedy = f"Choose from {', '.join((*RECIPES, UNET))}, or leave it out and let one be planned from --data."
         raise InputError("lexitome train", f"there is no recipe {asked.recipe!r}", remedy)
     recipe = RECIPES[asked.recipe]()
     recipe = override(replace(recipe, start=asked.start or recipe.start), asked.settings)
@@ -140,40 +184,64 @@ def _listed(asked: Request) -> tuple[Job, list[Dataset]]:
 
 
 def _planned(asked: Request) -> tuple[Job, list[Dataset]]:
-    """A recipe from a look at the data. Its number of steps waits until a step has been timed."""
+    """A recipe from a look at the data and the machine. What only the clock tells waits until a step can be timed."""
     from lexitome.recipes import run
     from lexitome.recipes.compact import CompactRecipe
     from lexitome.recipes.finetune import plan_finetune
+    from lexitome.recipes.machine import this_machine
     from lexitome.recipes.overrides import override
 
     tried = override(CompactRecipe(""), asked.settings)  # a typing error shows before the data are read
     job = run.Job(tried, _paths(asked), asked.concept, asked.unit_pattern)
     datasets = run.find_datasets(job, tried.seed)
-    plan = plan_finetune(datasets, asked.start or "compact", name="-".join(d.name for d in datasets[:3]))
+    name = "-".join(d.name for d in datasets[:3])
+    plan = plan_finetune(datasets, asked.start or "compact", name, this_machine(), asked.settings)
+    plan = run.agree(plan)  # each process has asked how much memory is free
     for line in plan.reasons:
         _say(line)
-    return replace(job, recipe=override(plan.recipe, asked.settings), traits=plan.traits), datasets
+    return replace(job, recipe=plan.recipe, traits=plan.traits), datasets
 
 
 def _timed(job: Job, source: BatchSource, model: CompactNet, asked: Request) -> Job:
-    """The job with as many steps as fit into the time, or as --set says; what depends on their number follows."""
+    """The job in the quicker precision, if the device does not decide, and with as many steps as fit into the time; or
+    as --set says. What depends on their number follows."""
     from lexitome.recipes import run
-    from lexitome.recipes.finetune import steps_for, with_steps
+    from lexitome.recipes.finetune import BOTH, precision_for, sets, steps_for, with_steps
     from lexitome.recipes.overrides import override
-    from lexitome.training.compact import CompactTask
 
-    steps = job.recipe.run.steps
-    if not _sets_steps(asked):
-        task = CompactTask(source, job.recipe.sampling, job.recipe.objective, steps)
-        seconds = run.time_step(model, task)
-        steps = steps_for(asked.minutes, seconds)
-        speed = f"{seconds:.1f} s a step, measured on {os.cpu_count() or 1} cores"
-        _say(f"steps        {steps}: {asked.minutes:g} minutes at {speed}")
-    return replace(job, recipe=override(with_steps(job.recipe, steps), asked.settings))
+    recipe = job.recipe
+    open_precision = _precision_is_open(job, asked)
+    if open_precision or not sets(asked.settings, "run.steps"):
+        tried = BOTH if open_precision else (recipe.run.precision,)
+        seconds = run.time_steps(recipe, source, model, tried)
+        if open_precision:
+            precision, reason = precision_for(seconds)
+            _say(reason)
+            recipe = replace(recipe, run=replace(recipe.run, precision=precision))
+    if not sets(asked.settings, "run.steps"):
+        speed = seconds[recipe.run.precision]
+        recipe = with_steps(recipe, steps_for(asked.minutes, speed))
+        _say(f"steps        {recipe.run.steps}: {asked.minutes:g} minutes at {speed:.2g} s a step, measured")
+    else:
+        recipe = with_steps(recipe, recipe.run.steps)
+    return replace(job, recipe=override(recipe, asked.settings))
 
 
-def _sets_steps(asked: Request) -> bool:
-    return any(setting.partition("=")[0].strip() == "run.steps" for setting in asked.settings)
+def _precision_is_open(job: Job, asked: Request) -> bool:
+    from lexitome.recipes.finetune import sets
+    from lexitome.training.parallel import assemble
+
+    return assemble().device.type == "cpu" and not sets(asked.settings, "run.precision")
+
+
+def _say_what_waits(job: Job, asked: Request) -> None:
+    """The lines of a plan that need a step to be timed."""
+    from lexitome.recipes.finetune import sets
+
+    if _precision_is_open(job, asked):
+        _say("precision    the quicker of bf16 and fp32: timed when training begins")
+    if not sets(asked.settings, "run.steps"):
+        _say(f"steps        as many as fit into {asked.minutes:g} minutes: timed when training begins")
 
 
 def _finish(job: Job, source: BatchSource, model: CompactNet, out: Path, *, resume: bool) -> None:

@@ -17,9 +17,10 @@ from PIL import Image
 from lexitome import __version__
 from lexitome.cli import main
 from lexitome.cli.console import BAD_INPUT, INTERRUPTED, OK
+from lexitome.io.locks import holding
 from lexitome.models.catalog import find_model
-from lexitome.recipes.run import Job
-from lexitome.training import checkpoint
+from lexitome.recipes.run import LOCK, Job
+from lexitome.training import checkpoint, engine
 from lexitome.training.compact import CompactTask
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
@@ -30,7 +31,7 @@ TINY = [
     "model.width=32", "model.heads=2", "model.encoder_layers=1", "model.decoder_layers=1", "model.path=8,16,24",
     *(f"sampling.{stage}.{size}.{what}" for stage in ("low", "high") for size in ("small", "medium", "fine")
       for what in ("side=64", "images=2")),
-    "run.steps=6", "run.checkpoint_every=2", "run.threads=1", "queries=2",
+    "run.steps=6", "run.checkpoint_every=2", "run.threads=1", "run.precision=fp32", "queries=2",
 ]  # fmt: skip
 
 
@@ -68,13 +69,25 @@ def steps_logged(folder: Path) -> list[int]:
 @pytest.mark.slow
 def test_a_run_leaves_a_model_and_says_how_to_use_it(run: Path) -> None:
     printed = run.with_name("printed.txt").read_text()
-    for topic in ("data  ", "resolution", "pictures", "start  ", "optimiser", "decoding", "test part", "next"):
+    for topic in (
+        "data  ",
+        "resolution",
+        "pictures",
+        "start  ",
+        "optimiser",
+        "device",
+        "memory",
+        "decoding",
+        "test part",
+        "next",
+    ):
         assert f"\n{topic}" in f"\n{printed}", topic
     assert f"-t polyp --model {run / 'model'}" in printed
     job = Job.load(run)
     assert job.recipe.run.steps == 6 and job.recipe.model.path == (8, 16, 24) and job.recipe.name == "polyps"
     assert job.recipe.optim.warmup <= 2  # fits the steps that were asked for
     assert {p.name for p in run.iterdir()} >= {"recipe.json", "splits", "checkpoints", "log.jsonl", "decoded", "model"}
+    assert not (run / LOCK).exists() and "precision" not in printed  # which was set
     assert steps_logged(run) == [1, 2, 3, 4, 5, 6]
     card = find_model(run / "model")
     assert card.name == "polyps" and [c.words for c in card.trained_concepts] == ["polyp"] and not card.research_only
@@ -163,6 +176,71 @@ def test_the_card_tells_of_the_weights_that_are_exported(best_in_the_middle: Pat
     assert small.trained_concepts[0].words == "polyp"
 
 
+@pytest.mark.slow
+def test_a_second_start_on_a_folder_is_refused(
+    run: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Begun or resumed, while another process holds the folder; what a dead one left holds nobody up."""
+    fresh = tmp_path / "fresh"
+    with holding(run / LOCK), holding(fresh / LOCK):
+        for typed in (["-o", str(run), "--resume"],
+                      ["--data", str(data), "-o", str(fresh), "--start", "imagenet", *settings()]):  # fmt: skip
+            assert main(["train", *typed]) == BAD_INPUT
+            said = capsys.readouterr().err.splitlines()[-1]
+            assert f"is being trained by process {os.getpid()}. Wait for it or stop it" in said
+        assert [p.name for p in fresh.iterdir()] == [LOCK]
+    (run / LOCK).write_text("1\n")
+    assert main(["train", "-o", str(run), "--resume"]) == OK
+    assert not (run / LOCK).exists()
+
+
+@pytest.mark.slow
+def test_two_processes_are_refused_together(run: Path, tmp_path: Path) -> None:
+    """The first one finds the folder held; the other does not wait for it."""
+    words = [sys.executable, "-m", *TORCHRUN.split(), "train", "-o", str(run), "--resume"]
+    with holding(run / LOCK):
+        done = subprocess.run(
+            words, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+        )
+    assert done.returncode != OK and f"is being trained by process {os.getpid()}" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_resumed_run_needs_nothing_of_its_start(
+    run: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Begun from a model folder that is another one, then gone, before it is resumed: losses are as if nothing was."""
+    start, cache = tmp_path / "start", ["--cache", str(run / "decoded")]
+    shutil.copytree(run / "model", start)
+    loss, calls = engine._step, [0]
+
+    def stopped(*arguments: object) -> object:
+        calls[0] += 1
+        if calls[0] == 3:
+            raise KeyboardInterrupt
+        return loss(*arguments)  # type: ignore[arg-type]
+
+    sizes = [word for word in TINY if not word.startswith("model.")]
+    typed = ["train", "--data", str(data), "--start", str(start), *(w for s in sizes for w in ("--set", s)), *cache]
+    whole, parted = tmp_path / "whole", tmp_path / "parted"
+    assert main([*typed, "-o", str(whole)]) == OK
+    monkeypatch.setattr(engine, "_step", stopped)
+    assert main([*typed, "-o", str(parted)]) == INTERRUPTED
+    monkeypatch.setattr(engine, "_step", loss)
+    assert Job.load(parted).start.sha256 == find_model(start).measure_sha256()
+    shutil.rmtree(start)
+    capsys.readouterr()
+    assert main(["train", "-o", str(parted), "--resume", *cache]) == OK
+    assert (
+        f"start        {start} is not there any more: the run goes on with its own weights" in capsys.readouterr().out
+    )
+    one, other = (checkpoint.read(checkpoint.locate(f / "checkpoints", "last"), "model") for f in (whole, parted))
+    for name in one:
+        np.testing.assert_allclose(one[name], other[name], rtol=1e-3, atol=1e-4, err_msg=name)
+    provenance = json.loads((parted / "model" / "card.json").read_text())["provenance"]
+    assert provenance["start_sha256"] == Job.load(parted).start.sha256
+
+
 def test_export_of_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", str(tmp_path), "-o", str(tmp_path / "model")]) == BAD_INPUT
     assert "holds no run to continue. Name the folder of a run" in capsys.readouterr().err
@@ -182,7 +260,7 @@ def test_two_processes_train_and_one_exports(data: Path, tmp_path: Path, launche
         free.bind(("127.0.0.1", 0))
         words = launcher.format(port=free.getsockname()[1]).split()
     folder, environment = tmp_path / "polyps", {**os.environ, "OMP_NUM_THREADS": "1"}
-    typed = ["train", "--data", str(data), "-o", str(folder), "--start", "imagenet", *settings("run.precision=fp32")]
+    typed = ["train", "--data", str(data), "-o", str(folder), "--start", "imagenet", *settings()]
     command = [sys.executable, "-m", *words, *typed]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == OK, done.stderr[-4000:]
@@ -214,6 +292,7 @@ def test_a_plan_writes_nothing(data: Path, tmp_path: Path, capsys: pytest.Captur
     assert main([*typed, "--set", "optim.lr=1e-5"]) == OK
     said = capsys.readouterr().out
     assert "steps        as many as fit into 30 minutes" in said
+    assert "precision    the quicker of bf16 and fp32" in said and "\nmemory       " in said
     assert "polyps: 8 images" in said and json.loads(said[said.index("{") :])["optim"]["lr"] == 1e-5
     assert list(tmp_path.iterdir()) == []
     assert main(["train", "compact", *typed[1:]]) == OK

@@ -1,0 +1,374 @@
+"""A specialist: a MONAI U-Net for the classes of one dataset, trained by the engine from scratch. The fair opponent of
+a model that answers anything: same pictures, augmentation, precision, validation and time.
+
+Networks: "UNet" with residual units (Kerfoot et al., STACOM 2018), 6.5 M parameters; "BasicUNet", 2.0 M. Volumes are
+seen slice by slice with their neighbours. A trained one is a folder:
+
+specialist.json     the recipe, the dataset's targets, how pictures are shown
+model.safetensors   averaged weights of the best validation
+trained_on.npz      hashes of the pictures it was taught (`data.trained_on`)
+checkpoints/, log.jsonl, ...  of the engine
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lexitome.data.augment import change_tone, draw_warp, warp_labels, warp_picture
+from lexitome.data.cache import CachedDataset, open_cache
+from lexitome.data.dataset import UNKNOWN_CODE, Dataset, Target
+from lexitome.data.intensity import Window
+from lexitome.data.trained_on import FILE, fingerprints
+from lexitome.data.traits import traits_of
+from lexitome.errors import InputError
+from lexitome.io.atomic import replacing
+from lexitome.losses.mask import bce, soft_dice
+from lexitome.recipes.finetune import steps_for
+from lexitome.training import checkpoint
+from lexitome.training.engine import RunConfig, fit
+from lexitome.training.optim import OptimConfig
+from lexitome.training.validation import USUAL_SIDE
+
+K = TypeVar("K")
+CARD, PLAN, WEIGHTS = "specialist.json", "recipe.json", "model.safetensors"
+NetworkName = Literal["UNet", "BasicUNet"]
+Precision = Literal["bf16", "fp32"]
+PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")
+Say = Callable[[str], None]
+SIDE_STEP = 32
+"""Both networks halve a picture four times; a side may be any multiple of this."""
+TIMED_STEPS = 3
+VALIDATED = 64
+"""Pictures of a validation, at most."""
+EMPTY = -30.0
+"""A logit where nobody judged: no loss, no gradient."""
+
+
+@dataclass(frozen=True)
+class SpecialistRecipe:
+    """A run.
+
+    Attributes:
+        side: of the square pictures; 0 takes what a compact model would see the set at.
+        images: of a step. The loss is cross-entropy and Dice of each (picture, target) pair by itself, since targets
+            may lie in each other.
+    """
+
+    network: NetworkName = "UNet"
+    side: int = 0
+    images: int = 8
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(1e-3, weight_decay=1e-4))
+    run: RunConfig = field(default_factory=lambda: RunConfig(steps=2000, clip=12.0))
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.side % SIDE_STEP or self.side < 0:
+            raise InputError("side", f"{self.side} is not a multiple of {SIDE_STEP}", "Choose e.g. 256 or 320.")
+        if self.images < 1:
+            raise InputError("images", f"{self.images} pictures make no step", "Choose at least 1.")
+
+
+@dataclass(frozen=True)
+class Card:
+    """What `CARD` holds. `side`, `window`, `neighbours` say how pictures are shown, `targets` what the channels mean;
+    `seconds` are those of the process that finished it."""
+
+    dataset: str
+    recipe: SpecialistRecipe
+    targets: tuple[Target, ...]
+    side: int
+    window: Window | None
+    neighbours: bool
+    licence: str
+    dice: float | None
+    seconds: float
+
+
+class Batch(NamedTuple):
+    """Pictures (N, 3, S, S), masks (N, T, S, S), known (N, T): whether anyone looked for the target in the picture,
+    judged (N, 1, S, S)."""
+
+    pictures: Tensor
+    masks: Tensor
+    known: Tensor
+    judged: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class SpecialistTask:
+    """A `training.engine.Task`. `train` and `val` are rows of the cache."""
+
+    cached: CachedDataset
+    recipe: SpecialistRecipe
+    targets: tuple[Target, ...]
+    side: int
+    train: tuple[int, ...]
+    val: tuple[int, ...]
+
+    def images(self, step: int) -> int:
+        return self.recipe.images
+
+    def batch(self, step: int, indices: range) -> Batch:
+        drawn = [self._picture(step, index) for index in indices]
+        pictures, masks, known, judged = (torch.stack(list(each)) for each in zip(*drawn, strict=True))
+        return Batch(pictures.contiguous(memory_format=torch.channels_last), masks, known, judged)
+
+    def _picture(self, step: int, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Picture `index` of a step: all pictures in a new order, epoch by epoch, changed at random."""
+        epoch, place = divmod(step * self.recipe.images + index, len(self.train))
+        order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.train))
+        row = self.train[order[place]]
+        rng = np.random.default_rng((self.recipe.seed, step, index, 1))
+        warp = draw_warp(self.cached.traits, rng)
+        picture = warp_picture(self.cached.images[row], warp, self.side)
+        is_colour = not self.cached.rows[row].stacked and bool((picture[0] != picture[1]).any())
+        picture = change_tone(picture, rng, colour=is_colour)
+        codes = warp_labels(self.cached.codes[row], warp, self.side)
+        masks = torch.from_numpy(np.stack([np.isin(codes, t.codes) for t in self.targets]).astype(np.float32))
+        hidden = set(self.cached.rows[row].unknown)
+        known = torch.tensor([float(not hidden & set(t.labels)) for t in self.targets])
+        return normalised(picture), masks, known, torch.from_numpy(codes != UNKNOWN_CODE)[None]
+
+    def counts(self, batch: Batch) -> Tensor:
+        """Pairs of picture and target that somebody looked for."""
+        return batch.known.sum()[None]
+
+    def loss(self, model: nn.Module, batch: Batch, totals: Tensor) -> dict[str, Tensor]:
+        logits = model(batch.pictures).float().masked_fill(~batch.judged, EMPTY).flatten(0, 1)
+        masks, known = (batch.masks * batch.judged).flatten(0, 1), batch.known.flatten()
+        pairs = totals[0].clamp_min(1)
+        return {
+            "bce": (bce(logits, masks) * known).sum() / pairs,
+            "dice": (soft_dice(logits, masks) * known).sum() / pairs,
+        }
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Mean Dice of the targets that the validation pictures show, at the resolution of the cache."""
+        scores: dict[str, list[float]] = {}
+        for row in self.val:
+            codes, hidden = self.cached.codes[row], set(self.cached.rows[row].unknown)
+            likely = probabilities(model, np.array(self.cached.images[row])[None], self.side)[0]
+            for target, plane in zip(self.targets, likely, strict=True):
+                truth = np.isin(codes, target.codes)
+                if truth.any() and not hidden & set(target.labels):
+                    mask = (resized(plane, *codes.shape) >= 0.5) & (codes != UNKNOWN_CODE)
+                    overlap = 2.0 * np.count_nonzero(mask & truth)
+                    scores.setdefault(target.name, []).append(overlap / (mask.sum() + truth.sum()))
+        return {"dice": float(np.mean([np.mean(values) for values in scores.values()]))} if scores else {}
+
+
+def build_network(name: NetworkName, targets: int) -> nn.Module:
+    """
+    Raises:
+        InputError: MONAI is not installed.
+    """
+    try:
+        from monai.networks.nets import BasicUNet, UNet
+    except ImportError as error:
+        raise InputError("lexitome train unet", "needs monai", "Type: pip install monai") from error
+    if name == "UNet":
+        network: nn.Module = UNet(2, 3, targets, (32, 64, 128, 256, 512), (2, 2, 2, 2), num_res_units=2)
+    else:
+        network = BasicUNet(spatial_dims=2, in_channels=3, out_channels=targets)
+    return network.to(memory_format=torch.channels_last)
+
+
+def normalised(picture: Tensor) -> Tensor:
+    """(..., 3, S, S) in any scale to mean 0 and deviation 1 in each channel."""
+    mean, deviation = picture.mean((-2, -1), keepdim=True), picture.std((-2, -1), keepdim=True)
+    return (picture - mean) / deviation.clamp_min(1e-3)
+
+
+@torch.no_grad()
+def probabilities(model: nn.Module, pictures: NDArray[np.uint8], side: int) -> NDArray[np.float32]:
+    """(N, H, W, 3) pictures to (N, T, side, side) probabilities."""
+    device = next(model.parameters()).device
+    shown = torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float()
+    shown = F.interpolate(shown, (side, side), mode="bilinear", antialias=True)
+    return np.asarray(model(normalised(shown).to(device)).float().sigmoid().cpu().numpy())
+
+
+def resized(plane: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """(h, w) to (height, width), bilinear."""
+    whole = torch.from_numpy(np.ascontiguousarray(plane))[None, None].float()
+    return np.asarray(F.interpolate(whole, (height, width), mode="bilinear")[0, 0].numpy())
+
+
+def task_of(cached: CachedDataset, recipe: SpecialistRecipe, train: Sequence[str] = ("train",)) -> SpecialistTask:
+    """
+    Args:
+        train: the parts that are trained on; "val" always chooses the checkpoint.
+
+    Raises:
+        InputError: nothing to train on.
+    """
+    targets = tuple(target for target in cached.dataset.targets if not target.derived)
+    rows = [i for i, row in enumerate(cached.rows) if row.split in train]
+    val = [i for i, row in enumerate(cached.rows) if row.split == "val"]
+    if not rows or not targets:
+        raise InputError(cached.dataset.root, "has no training part", "Add annotated images, three subjects at least.")
+    chosen = np.random.default_rng(len(val)).permutation(len(val))[:VALIDATED]
+    side = recipe.side or USUAL_SIDE[cached.traits.size]
+    return SpecialistTask(cached, recipe, targets, side, tuple(rows), tuple(sorted(val[i] for i in chosen)))
+
+
+def train_specialist(task: SpecialistTask, folder: Path, *, resume: bool = False) -> Card:
+    """Train to the end of the recipe and write `CARD` and `WEIGHTS` of the best checkpoint.
+
+    Raises:
+        InputError: see `training.engine.fit`.
+    """
+    recipe, began = task.recipe, time.perf_counter()
+    torch.manual_seed(recipe.seed)
+    network = build_network(recipe.network, len(task.targets))
+    deciding = {"dataset": task.cached.dataset.name, "specialist": asdict(replace(recipe, run=RunConfig(steps=1)))}
+    result = fit(network, task, recipe.optim, recipe.run, folder, resume=resume, recipe=deciding)
+    checkpoint.load_weights(network, result.best or result.last)
+    with replacing(folder / WEIGHTS) as temporary:
+        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, temporary)
+    dataset, seconds = task.cached.dataset, time.perf_counter() - began
+    taught = {task.cached.rows[row].split for row in (*task.train, *task.val)}
+    with replacing(folder / FILE) as temporary:
+        temporary.write_bytes(fingerprints([dataset], sorted(taught)).to_bytes())
+    card = Card(
+        dataset=dataset.name, recipe=recipe, targets=task.targets, side=task.side, window=dataset.window,
+        neighbours=task.cached.traits.neighbours, licence=dataset.licence, dice=result.best_metric, seconds=seconds,
+    )  # fmt: skip
+    with replacing(folder / CARD) as temporary:
+        temporary.write_text(json.dumps(asdict(card), indent=1), encoding="utf-8")
+    return card
+
+
+def train_specialists(
+    datasets: Sequence[Dataset],
+    out: Path,
+    cache: Path,
+    recipe: SpecialistRecipe,
+    *,
+    minutes: float | None,
+    say: Say = print,
+) -> list[Card]:
+    """A specialist for each dataset in `out`/NAME. Finished ones are kept, begun ones continued.
+
+    Args:
+        cache: of decoded pictures, see `data.cache`.
+        minutes: for all of them together, shared out by the square roots of the numbers of training pictures; None
+            takes the recipe's steps for each.
+    """
+    tasks = [task_of(open_cache(dataset, cache, traits=traits_of(dataset)), recipe) for dataset in datasets]
+    whole = sum(math.sqrt(len(task.train)) for task in tasks)
+    cards = []
+    for task in tasks:
+        folder, name = out / task.cached.dataset.name, task.cached.dataset.name
+        if (folder / CARD).is_file():
+            card = read_card(folder)
+        else:
+            begun = checkpoint.locate(folder / "checkpoints", "last") is not None
+            share = None if minutes is None else minutes * math.sqrt(len(task.train)) / whole
+            planned = (
+                _parsed(folder / PLAN, SpecialistRecipe) if begun else recipe if share is None else within(task, share)
+            )
+            _store_plan(folder, planned)
+            say(f"{name}: {planned.run.steps} steps" + ("" if share is None else f", planned for {share:.1f} minutes"))
+            card = train_specialist(replace(task, recipe=planned), folder, resume=begun)
+        say(f"{name}: validation Dice {'unknown' if card.dice is None else f'{100 * card.dice:.1f}'}")
+        cards.append(card)
+    return cards
+
+
+def within(task: SpecialistTask, minutes: float) -> SpecialistRecipe:
+    """The recipe of a task with as many steps as fit into the time on this machine, in the precision that is quicker
+    here (not every processor has bfloat16), and the intervals and averaging to suit."""
+    seconds = {precision: time_step(task, precision) for precision in PRECISIONS}
+    precision = min(PRECISIONS, key=lambda p: seconds[p])
+    steps = steps_for(minutes, seconds[precision])
+    run = replace(
+        task.recipe.run, steps=steps, precision=precision, ema=float(np.clip(1 - 10 / steps, 0.9, 0.998)),
+        validate_every=max(20, steps // 10), checkpoint_every=max(20, min(200, steps // 8)),
+        log_every=max(1, min(20, steps // 50)),
+    )  # fmt: skip
+    return replace(task.recipe, run=run, optim=replace(task.recipe.optim, warmup=min(50, steps // 20)))
+
+
+def time_step(task: SpecialistTask, precision: Precision) -> float:
+    """Seconds of a training step on this machine, the mean of a few."""
+    trial, spent = build_network(task.recipe.network, len(task.targets)), []
+    for step in range(TIMED_STEPS):
+        began = time.perf_counter()
+        batch = task.batch(step, range(task.images(step)))
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            terms = task.loss(trial, batch, task.counts(batch))
+        torch.stack(list(terms.values())).sum().backward()
+        spent.append(time.perf_counter() - began)
+    return sum(spent[1:]) / (len(spent) - 1)  # the first one warms up
+
+
+def choose(
+    task: SpecialistTask, candidates: Sequence[tuple[NetworkName, float]], minutes: float, work: Path
+) -> SpecialistRecipe:
+    """A short training of each (network, learning rate) below `work`; the recipe with the highest validation Dice."""
+    tried = []
+    for number, (network, lr) in enumerate(candidates):
+        recipe = replace(task.recipe, network=network, optim=replace(task.recipe.optim, lr=lr))
+        trial = replace(task, recipe=recipe)
+        trial = replace(trial, recipe=within(trial, minutes))
+        tried.append((train_specialist(trial, work / f"trial{number}").dice or 0.0, recipe))
+    return max(tried, key=lambda entry: entry[0])[1]
+
+
+def _store_plan(folder: Path, recipe: SpecialistRecipe) -> None:
+    with replacing(folder / PLAN) as temporary:
+        temporary.write_text(json.dumps(asdict(recipe), indent=1), encoding="utf-8")
+
+
+def is_specialist(folder: Path) -> bool:
+    return (folder / CARD).is_file()
+
+
+def read_card(folder: Path) -> Card:
+    """
+    Raises:
+        InputError: there is none, or of another version.
+    """
+    return _parsed(folder / CARD, Card)
+
+
+def load_specialist(folder: Path) -> tuple[Card, nn.Module]:
+    """The card and the network, in evaluation mode.
+
+    Raises:
+        InputError: not the folder of a specialist, or damaged.
+    """
+    card = read_card(folder)
+    network = build_network(card.recipe.network, len(card.targets))
+    try:
+        network.load_state_dict(load_file(folder / WEIGHTS))
+    except Exception as error:  # safetensors and torch raise several kinds
+        raise InputError(
+            folder / WEIGHTS, f"cannot be used ({str(error).splitlines()[0]})", "Train it again."
+        ) from error
+    return card, network.eval()
+
+
+def _parsed(path: Path, kind: type[K]) -> K:
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise InputError(path, f"cannot be read ({error.strerror})", "Name the folder of a specialist.") from error
+    except (ValueError, ValidationError) as error:
+        cause = f"is not of this version ({str(error).splitlines()[0]})"
+        raise InputError(path, cause, "Train it again in another folder.") from error
