@@ -22,11 +22,14 @@ from lexitome.data.cache import CachedDataset
 from lexitome.data.dataset import UNKNOWN_CODE, Target
 from lexitome.data.prompt_maps import BOX, STRIDE, box_map, no_place
 from lexitome.data.traits import Size
-from lexitome.evaluation.measures import dice, drawn_box, matched_objects, seeded
+from lexitome.evaluation.metrics.instances import match
+from lexitome.evaluation.metrics.overlap import count, dice
+from lexitome.evaluation.protocols import jittered_box, seeded
 from lexitome.inference.objects import CentreMaps, connected, separate
 from lexitome.models.compact import CompactNet, Objects
 from lexitome.text import split_words
-from lexitome.training.answers import annotated, spread, validation_rows
+from lexitome.training.answers import annotated, validation_rows
+from lexitome.training.validation import spread
 
 Reading = Literal["parts", "centres", "queries"]
 """How single objects are read off: connected parts of the mask, the centre head, or the object queries."""
@@ -130,7 +133,7 @@ def _look(
     _score_presence(said, truths, scores)
     main = SLICE_CONCEPT if cached.dataset.dims == 3 else CONCEPT
     shown = [i for i, truth in enumerate(truths) if truth.any()]
-    by_name = {i: dice(said.masks[i] & (codes != UNKNOWN_CODE), truths[i]) for i in shown}
+    by_name = {i: overlap(said.masks[i] & (codes != UNKNOWN_CODE), truths[i]) for i in shown}
     for i in shown:
         scores.dice[main][name, targets[i].name].append(by_name[i])
     if cached.instances is not None:
@@ -162,10 +165,10 @@ def _other_ways(
         maps = np.stack([place for *_, place in ways])
         picture = _alone(cached.images[index]) if row.stacked and not probe.stacked else cached.images[index]
         said = ask(model, picture, source.text.embed([words for _, _, _, words, _ in ways]), side, maps)
-        found += [(way, t, dice(said.masks[q] & judged, m)) for q, (way, t, m, _, _) in enumerate(ways)]
+        found += [(way, t, overlap(said.masks[q] & judged, m)) for q, (way, t, m, _, _) in enumerate(ways)]
     if row.stacked:
         said = ask(model, _alone(cached.images[index]), source.text.embed([t.name for t, _ in shown]), side)
-        found += [(ALONE, t, dice(said.masks[q] & judged, m)) for q, (t, m) in enumerate(shown)]
+        found += [(ALONE, t, overlap(said.masks[q] & judged, m)) for q, (t, m) in enumerate(shown)]
     return found
 
 
@@ -189,7 +192,7 @@ def ask(
 
 def boxed(mask: NDArray[np.bool_], side: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """The map of a box drawn around all of a mask (H, W)."""
-    box, maps = drawn_box(mask, rng), no_place(side)
+    box, maps = jittered_box(mask[None], rng), no_place(side)
     y, x = (side / STRIDE / n for n in mask.shape)
     maps[BOX] = box_map(maps.shape[1:], [(box.x0 * x, box.y0 * y, (box.x1 + 1) * x, (box.y1 + 1) * y)])
     return maps
@@ -298,7 +301,13 @@ def _score_objects(said: Said, query: int, reference: NDArray[np.integer], score
     if said.objects is not None:
         found |= {f"queries {score}": from_queries(said.objects, query, mask.shape, score) for score in SCORES}
     for way, ids in found.items():
-        scores.objects[way].append(matched_objects(ids, reference))
+        matches = match(ids, reference)
+        scores.objects[way].append((matches.found, matches.wanted, matches.above()))
+
+
+def overlap(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    """Dice with a truth that is not empty."""
+    return dice(count(mask, truth)) or 0.0
 
 
 def _alone(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:

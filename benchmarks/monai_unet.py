@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from lexitome.data.cache import CachedDataset
 from lexitome.data.traits import SetTraits
-from lexitome.evaluation.measures import dice
+from lexitome.evaluation.metrics.overlap import count, dice
 
 Entry = dict[str, Any]
 IMAGES = 8
@@ -198,7 +198,7 @@ def validate(network: nn.Module, parts: Parts) -> float:
         codes = parts.cached.codes[index]
         masks = predict(network, np.array(parts.cached.images[index]), parts.side)
         truths = [np.isin(codes, wanted) for wanted in parts.codes]
-        found += [dice(mask, truth) for mask, truth in zip(masks, truths, strict=True) if truth.any()]
+        found += [dice(count(mask, truth)) or 0.0 for mask, truth in zip(masks, truths, strict=True) if truth.any()]
     network.train()
     return float(np.mean(found)) if found else 0.0
 

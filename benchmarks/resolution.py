@@ -28,7 +28,7 @@ from lexitome.data.dataset import UNKNOWN_CODE, Case, Dataset, Target
 from lexitome.data.intensity import to_pictures
 from lexitome.data.prompt_maps import no_place
 from lexitome.data.sources.folder import load_dataset
-from lexitome.evaluation.measures import dice
+from lexitome.evaluation.metrics.overlap import count, dice
 from lexitome.inference.network import Network
 from lexitome.models.catalog import find_model
 from lexitome.text import TextEncoder
@@ -134,7 +134,7 @@ def score(
         for target, mask in zip(targets, masks, strict=True):
             truth = np.isin(codes, target.codes)
             if truth.any():
-                scores[target.name].append(dice(mask & (codes != UNKNOWN_CODE), truth))
+                scores[target.name].append(dice(count(mask & (codes != UNKNOWN_CODE), truth)) or 0.0)
     return scores, statistics.median(seconds)
 
 

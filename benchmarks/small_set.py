@@ -44,7 +44,7 @@ from lexitome.data.dataset import UNKNOWN_CODE, Case, Dataset
 from lexitome.data.intensity import Window, to_pictures
 from lexitome.data.sources.folder import load_dataset
 from lexitome.errors import InputError
-from lexitome.evaluation.measures import dice
+from lexitome.evaluation.metrics.overlap import count, dice
 from lexitome.inference.segmenter import Segmenter
 from lexitome.models.catalog import find_model
 from lexitome.prompts import Query, Text
@@ -195,7 +195,7 @@ def score(cases: Sequence[Case], dataset: Dataset, find: Predict) -> Scores:
         masks = find(volume)
         truths = [np.isin(codes[0], target.codes) for target in targets]
         found[case.stem] = {
-            target.name: dice(mask & (codes[0] != UNKNOWN_CODE), truth)
+            target.name: dice(count(mask & (codes[0] != UNKNOWN_CODE), truth)) or 0.0
             for target, mask, truth in zip(targets, masks, truths, strict=True)
             if truth.any()
         }

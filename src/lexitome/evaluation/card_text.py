@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from lexitome.models.catalog import ModelCard, read_card
+from lexitome.models.catalog import CATALOG, ModelCard, read_card
 
 SPLIT_RULE = (
     "Split rule: subjects (patient, video, recording, section; each image where the source gives none) are ordered by "
@@ -23,14 +24,18 @@ be one; pathology the training sets do not draw is not found; children, implants
 covered."""
 ABOUT_DICE = """\
 Dice in percent, over cases that hold the target; the prompt is the name in the table and nothing else. A target that is
-not found scores 0. Volumes are scored in 3D."""
+not found scores 0. Volumes are scored in 3D. A concept is a target of a set; in the means each counts the same.
+
+In brackets: 95 % intervals by the bootstrap over subjects, drawn within each set with all their cases (definitions:
+docs/statistics.md). They say how far a number would move with other subjects of the same sources, and nothing about
+other sources. One subject has none."""
 ABOUT_BOX = """\
-An oracle: the box is the bounding box of the reference, each side moved by N(0, 5 %) of its length (15 % at most,
-seeded), and given with the words. It says what a careful box is worth, not what words alone do. 2D images and slices
-only; on volumes it was not measured. Mean over the targets of a set, the same cases for both."""
+An oracle: the box is the bounding box of the reference (in volumes a 3D one), each side moved by N(0, 5 %) of its
+length (15 % at most, seeded), and given with the words. It says what a careful box is worth, not what words alone do.
+Mean over the targets of a set, the same cases for both."""
 ABOUT_OBJECTS = """\
-By words. Objects match if their IoU is above 0.5; F1 is over all cases of the set together. Count error: mean absolute
-difference of the number of objects in a case. Only where the reference and the model tell objects apart."""
+By words, where the reference tells objects apart; where the model does not, connected parts count. Objects match if
+their IoU is above 0.5. F1 is the mean over cases, count error the mean absolute difference of the number of objects."""
 UNION = "Union: a union of two labels that the files do not name; left out of the means.\n"
 MEANS = {
     "mean_in_domain_2d": "in-domain 2D concepts",
@@ -39,6 +44,7 @@ MEANS = {
     "mean_external": "external concepts (some of them untrained)",
     "mean_external_trained_concepts": "external concepts that it was taught on other sets",
     "mean_in_domain_2d_oracle_box": "in-domain 2D concepts with an ORACLE box",
+    "mean_in_domain_3d_oracle_box": "in-domain 3D concepts with an ORACLE box",
     "mean_external_oracle_box": "external concepts with an ORACLE box",
 }
 Measured = Mapping[str, Any]
@@ -51,10 +57,11 @@ def render(measured: Measured, card: ModelCard) -> str:
         f"- mean over {_mean(measured[key], words)}\n" for key, words in MEANS.items() if measured[key]["concepts"]
     )
     parts = [
-        f"# Model card: {card.name}\n\n{card.summary}\n",
+        f"# Model card: {card.name}\n\n{CATALOG.get(card.name, CATALOG[card.tier]).summary}\n",
         _about_weights(card, stored),
         "## Intended use and limits\n\n" + INTENDED_USE.format(licence=_use(card), sides=_sides(card)) + "\n",
-        f"## Accuracy by words alone\n\n{SPLIT_RULE}\n\n{ABOUT_DICE}\n\n{means}{_presence(measured['presence'])}",
+        f"## Accuracy by words alone\n\n{SPLIT_RULE}\n\n{ABOUT_DICE}\n\n{_warnings(measured)}{means}"
+        + _presence(measured["presence"]),
         _section("### In-domain test splits", _targets(measured["in_domain"])),
         _section("### Not trained on: test splits of sets whose licence keeps them out",
                  _targets(measured["not_trained_on"], trained=True)),
@@ -99,17 +106,44 @@ def _sides(card: ModelCard) -> str:
     return f"{min(sides)} to {max(sides)}" if len(sides) > 1 else str(card.side)
 
 
+def _warnings(measured: Measured) -> str:
+    """What spoils the numbers, if anything does, and whether training pictures were found among the test images."""
+    bad, limit = measured["problems"], measured["limit"]
+    lines = [f"**A first look only: at most {limit} images of each set.**"] if limit is not None else []
+    if bad["missing"] or bad["failed"]:
+        lines.append(f"{bad['missing'] + bad['failed']} questions were not answered and score 0.")
+    if bad["unreadable"]:
+        lines.append(f"{bad['unreadable']} cases could not be read and are in no mean.")
+    if measured["leakage"]:
+        lines.append(f"Training pictures among the test images: {measured['leakage']}")
+    return "".join(f"{line}\n\n" for line in lines)
+
+
 def _mean(entry: Measured, words: str) -> str:
-    return f"{entry['concepts']} {words}: **{entry['dice']}**"
+    return f"{entry['concepts']} {words}: {_interval(entry, 'dice', bold=True)}"
+
+
+def _interval(entry: Measured, name: str, *, sign: str = "", bold: bool = False) -> str:
+    """ "71.2 (69.8–72.5)", and "+1.0 (-0.5 to +2.5)" with a sign."""
+    mean = f"**{entry[name]:{sign}.1f}**" if bold else f"{entry[name]:{sign}.1f}"
+    if entry["low"] is None:
+        return mean
+    return f"{mean} ({entry['low']:{sign}.1f}{' to ' if sign else '–'}{entry['high']:{sign}.1f})"
 
 
 def _presence(entry: Measured | None) -> str:
     if entry is None:
         return ""
+    rates = {"balanced_accuracy": "balanced accuracy", "recall": "sensitivity", "specificity": "specificity",
+             "auc": "AUC"}  # fmt: skip
+    said = [
+        f"{words} {_interval(entry[key], 'mean', bold=key == 'balanced_accuracy')}"
+        for key, words in rates.items()
+        if entry[key] is not None
+    ]
     return (
-        f"- presence, {entry['pairs']} balanced pairs (a present concept, an absent one of the same modality): "
-        f"balanced accuracy **{entry['balanced_accuracy']}**, sensitivity {entry['sensitivity']}, "
-        f"specificity {entry['specificity']}, AUC {entry['auc']}\n"
+        f"- presence in 2D, {entry['present']} questions for present and {entry['absent']} for surely absent concepts "
+        f"of the same modality, mean over {entry['datasets']} set{'s' * (entry['datasets'] != 1)}: {', '.join(said)}\n"
     )
 
 
@@ -127,11 +161,11 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]], left: int = 2)
 
 
 def _targets(entries: Sequence[Measured], *, trained: bool = False) -> str:
-    head = ["set", "target", "cases", "subjects", "Dice", "median", "found", *(["taught"] if trained else [])]
+    head = ["set", "target", "cases", "subjects", "Dice (95 %)", "median", "found", *(["taught"] if trained else [])]
     rows = [
         [e["dataset"], f"{e['target']} (union)" if e["derived"] else e["target"],
-         *(e[key] for key in ("cases", "subjects", "dice", "median", "found")),
-         *([("yes" if e["trained"] else "no")] if trained else [])]
+         e["cases"], e["subjects"], _interval(e, "dice"), e["median"], e["found"],
+         *([{True: "yes", False: "no"}.get(e["trained"], "?")] if trained else [])]
         for e in entries
     ]  # fmt: skip
     return _table(head, rows)
@@ -139,20 +173,30 @@ def _targets(entries: Sequence[Measured], *, trained: bool = False) -> str:
 
 def _all_boxes(found: Mapping[str, Sequence[Measured]]) -> str:
     rows = [
-        [e["dataset"], key.replace("_", " "), e["targets"], e["text"], e["oracle_box"], f"{e['gain']:+.1f}"]
+        [e["dataset"], key.replace("_", " "), e["targets"], e["text"], e["oracle_box"], _interval(e, "gain", sign="+")]
         for key, entries in found.items()
         for e in entries
     ]
-    return _table(["set", "part", "targets", "words", "words + ORACLE box", "gain"], rows)
+    return _table(["set", "part", "targets", "words", "words + ORACLE box", "gain (95 %)"], rows)
 
 
 def _all_objects(found: Mapping[str, Sequence[Measured]]) -> str:
     rows = [
-        [e["dataset"], e["target"], key.replace("_", " "), e["cases"], e["objects"], e["f1"], e["count_error"]]
+        [
+            e["dataset"],
+            e["target"],
+            key.replace("_", " "),
+            e["cases"],
+            e["objects"],
+            _interval(e, "f1"),
+            e["count_error"],
+        ]
         for key, entries in found.items()
         for e in entries
     ]
-    return _table(["set", "target", "part", "cases", "objects in a case", "F1 at IoU 0.5", "count error"], rows, left=3)
+    return _table(
+        ["set", "target", "part", "cases", "objects in a case", "F1 at IoU 0.5 (95 %)", "count error"], rows, left=3
+    )
 
 
 def _licences(card: ModelCard, stored: Measured) -> str:
@@ -171,15 +215,25 @@ def _duties(card: ModelCard) -> str:
 def _choices(card: ModelCard) -> str:
     yes = {True: "yes", False: "no"}
     rows = [
-        [t.concept, t.side, f"{t.threshold:.3f}", yes[t.stacked], yes[t.views], yes[t.countable]]
+        [t.concept, t.side, f"{t.threshold:.3f}", *(yes[v] for v in (t.stacked, t.views, t.mirrored, t.countable))]
         for t in card.trained_concepts
     ]
-    return _table(["concept", "side", "presence threshold", "neighbouring slices", "three views", "objects"], rows, 1)
+    head = ["concept", "side", "presence threshold", "neighbouring slices", "three views", "mirrored", "objects"]
+    return _table(head, rows, 1)
 
 
 def _recipe(stored: Measured) -> str:
-    said = {"provenance": stored.get("provenance", {}), "metrics": stored["metrics"]}
+    said = _without_folders({"provenance": stored.get("provenance", {}), "metrics": stored["metrics"]})
     return f"## Recipe and log summary\n\n```json\n{json.dumps(said, indent=1, ensure_ascii=False)}\n```\n"
+
+
+def _without_folders(value: Any) -> Any:
+    """Of absolute paths, such as that of the model from which training began, the name remains."""
+    if isinstance(value, Mapping):
+        return {key: _without_folders(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(entry) for entry in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _cell(text: str) -> str:
