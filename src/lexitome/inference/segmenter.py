@@ -21,7 +21,7 @@ from lexitome.inference.consistency import drop_specks, smooth_slice
 from lexitome.inference.looks import Features, Look, Memory, Pictures, Scene
 from lexitome.inference.network import Network, sigmoid
 from lexitome.inference.objects import connected, separate
-from lexitome.inference.prompting import Understood, spatial_maps, understand
+from lexitome.inference.prompting import Understood, inside_boxes, spatial_maps, understand
 from lexitome.models.catalog import ModelCard, find_model
 from lexitome.prompts import Query
 from lexitome.segmentation import Finding, Segmentation
@@ -52,7 +52,8 @@ class Encoded:
 @dataclass(frozen=True, eq=False)
 class Question:
     """A query made ready for the decoder. ``maps`` are of the slices it points at, ``even`` is the logit of presence
-    that means "as likely as not", ``mirror`` says whether the mirrored picture is asked, too."""
+    that means "as likely as not", ``mirror`` says whether the mirrored picture is asked, too, ``within`` where the
+    answer may be (Z, Y, X), None for anywhere."""
 
     understood: Understood
     looks: tuple[Look, ...]
@@ -60,6 +61,7 @@ class Question:
     maps: dict[int, NDArray[np.float32]]
     even: float
     mirror: bool
+    within: NDArray[np.bool_] | None = None
 
     def is_about(self, index: int) -> bool:
         return bool(self.understood.words) or index in self.maps
@@ -108,7 +110,7 @@ class Segmenter:
         began = time.perf_counter()
         scene, memory = Scene.of(volume), Memory()
         asked = [understand(query, self.card, scene.modality) for query in queries]
-        wanted = {look for u in asked for look in scene.looks(u.trained, self.card, placed=u.placed)}
+        wanted = {look for u in asked for look in scene.looks(u.trained, self.card, placed=u.is_drawn(volume))}
         for look in wanted or scene.looks(None, self.card, placed=False):
             self._hold(scene, memory, look, Pictures(volume, look.view, look.window))
         return Encoded(volume, scene, memory, time.perf_counter() - began)
@@ -136,16 +138,21 @@ class Segmenter:
         began = time.perf_counter()
         questions = self._questions(encoded, queries, flips)
         answers = self._answers(encoded, questions, progress)
-        findings = tuple(self._finding(encoded, q, a, flips) for q, a in zip(questions, answers, strict=True))
+        findings = [self._finding(encoded, q, a, flips) for q, a in zip(questions, answers, strict=True)]
+        for i, question in enumerate(questions):
+            if question.understood.placed and not findings[i].found and not question.maps:  # words found nothing there
+                (questions[i],) = self._questions(encoded, [queries[i]], flips, drawn=True)
+                (answers[i],) = self._answers(encoded, [questions[i]])
+                findings[i] = self._finding(encoded, questions[i], answers[i], flips)
         if probabilities:
-            findings = tuple(
-                replace(f, probability=_on_grid(encoded.volume, a, q.pointed))
+            findings = [
+                replace(f, probability=_on_grid(encoded.volume, a, q))
                 for f, q, a in zip(findings, questions, answers, strict=True)
-            )
+            ]
         provenance = self._provenance(encoded, time.perf_counter() - began) | {
             "flips": any(question.mirror for question in questions)
         }
-        return Segmentation(encoded.volume, findings, provenance)
+        return Segmentation(encoded.volume, tuple(findings), provenance)
 
     def probabilities(
         self, encoded: Encoded, queries: Sequence[Query], *, flips: bool | None = None
@@ -153,17 +160,22 @@ class Segmenter:
         """The network's answers before thresholds, slice by slice in the view's orientation; for evaluation."""
         return self._answers(encoded, self._questions(encoded, queries, flips))
 
-    def _questions(self, encoded: Encoded, queries: Sequence[Query], flips: bool | None) -> list[Question]:
+    def _questions(
+        self, encoded: Encoded, queries: Sequence[Query], flips: bool | None, *, drawn: bool = False
+    ) -> list[Question]:
+        """``drawn``: places are shown to the network whatever they are."""
         asked = [understand(query, self.card, encoded.scene.modality) for query in queries]
         vectors = self.text.embed([u.words for u in asked])
         questions = []
         for u, vector in zip(asked, vectors, strict=True):
-            looks = encoded.scene.looks(u.trained, self.card, placed=u.placed)
-            maps = spatial_maps(u.query, looks[0].view, encoded.volume, looks[0].side)
+            shown = u.placed and (drawn or u.is_drawn(encoded.volume))
+            looks = encoded.scene.looks(u.trained, self.card, placed=shown)
+            maps = spatial_maps(u.query, looks[0].view, encoded.volume, looks[0].side) if shown else {}
+            within = inside_boxes(u.query, encoded.volume) if u.bounded else None
             threshold = u.trained.threshold if u.trained else self.card.default_threshold
             even = float(np.log(threshold) - np.log1p(-threshold))
             wanted = encoded.volume.is_2d and u.trained is not None and u.trained.mirrored if flips is None else flips
-            questions.append(Question(u, looks, vector, maps, even, wanted and not u.sided))
+            questions.append(Question(u, looks, vector, maps, even, wanted and not u.sided, within))
         return questions
 
     def _answers(
@@ -249,6 +261,8 @@ class Segmenter:
             for index in range(len(mask)):
                 mask[index] = resize(smooth_slice(answer.probability, index, pointed), *mask.shape[1:]) >= 0.5
             mask = mask if answer.is_picture else drop_specks(mask)
+            if question.within is not None:
+                mask &= np.asarray(view.apply(question.within), dtype=bool)
             score = _mean_inside(answer.probability, mask, pointed)
         instances = None
         if understood.trained is not None and understood.trained.countable:
@@ -282,13 +296,14 @@ def _blank(scene: Scene, looks: Sequence[Look]) -> SliceAnswer:
     return SliceAnswer(view, grid, len(looks))
 
 
-def _on_grid(volume: Volume, answer: SliceAnswer, pointed: Collection[int]) -> NDArray[np.float16]:
+def _on_grid(volume: Volume, answer: SliceAnswer, question: Question) -> NDArray[np.float16]:
     """(Z, Y, X) probabilities, smoothed over slices, as the mask is cut from them."""
     sizes = [volume.grid[axis] for axis in answer.view.order]
     planes = np.empty(sizes, np.float16)
     for index in range(sizes[0]):
-        planes[index] = resize(smooth_slice(answer.probability, index, pointed), *sizes[1:])
-    return np.ascontiguousarray(answer.view.undo(planes))
+        planes[index] = resize(smooth_slice(answer.probability, index, question.pointed), *sizes[1:])
+    back = np.ascontiguousarray(answer.view.undo(planes))
+    return back if question.within is None else np.where(question.within, back, np.float16(0))
 
 
 def _mean_inside(probability: NDArray[np.float16], mask: NDArray[np.bool_], pointed: Collection[int]) -> float:

@@ -15,7 +15,7 @@ from tiny_model import concept
 from lexitome.data.dataset import UNKNOWN_FAMILY
 from lexitome.data.intensity import View, to_pictures
 from lexitome.data.prompt_maps import BOX, INSIDE, MASK, OUTSIDE
-from lexitome.inference.prompting import GUESS, spatial_maps, to_picture_axes, understand
+from lexitome.inference.prompting import GUESS, inside_boxes, spatial_maps, to_picture_axes, understand
 from lexitome.inference.segmenter import Segmenter
 from lexitome.models.catalog import ModelCard, find_model
 from lexitome.prompts import Box, MaskPrompt, Point, Query, Text
@@ -57,6 +57,16 @@ def test_box_covers_its_slices_and_nothing_else() -> None:
     assert maps[2][0, 8:, :8].all() and maps[2][0].sum() == 64
     everywhere = spatial_maps(Query(spatial=(Box(0, 10, 14, 19),)), View(), volume(), SIDE)
     assert sorted(everywhere) == list(range(6))
+
+
+def test_boxes_bound_with_a_margin_and_end_at_the_border() -> None:
+    inside = inside_boxes(Query(spatial=(Box(0, 0, 19, 9, 2, 3), Box(25, 15, 25, 15))), volume())
+    expected = np.zeros((6, 20, 30), bool)
+    expected[1:5, 0:11, 0:21] = True  # a twentieth of 20, of 10 and of 2, in whole voxels
+    expected[:, 14:17, 24:27] = True
+    assert (inside == expected).all()
+    with pytest.raises(ValueError, match="outside the image"):
+        inside_boxes(Query(spatial=(Box(0, 0, 30, 9),)), volume())
 
 
 def test_a_point_on_the_outer_face_is_on_the_outer_slice() -> None:

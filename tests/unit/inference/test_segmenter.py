@@ -182,6 +182,43 @@ def test_views_outvote_one_that_is_wrong(bright: Segmenter) -> None:
     assert inside > 0.99 and edge.max() < 0.01, "each voxel has the mean of three answers"
 
 
+def test_nothing_is_marked_outside_a_box(bright: Segmenter) -> None:
+    picture = painted(disc(12), presence=255)
+    whole, part = (
+        bright.decode(bright.encode(picture), [Query(Text("polyp"), places)], probabilities=True).findings[0]
+        for places in ((), (Box(40, 50, 69, 79),))
+    )
+    inside = np.zeros_like(whole.mask)
+    inside[:, 48:82, 38:72] = True  # a twentieth of 30, in whole pixels
+    assert (part.mask == (whole.mask & inside)).all() and 0 < part.mask.sum() < whole.mask.sum()
+    assert part.probability is not None and not part.probability[~inside].any()
+
+
+def test_in_a_volume_a_box_bounds_what_words_find_in_every_direction(bright: Segmenter) -> None:
+    array = np.full((1, 30, 40, 50), -1000, np.int16)
+    array[0, 8:22, 10:28, 20:44] = 400
+    volume = Volume(array, np.diag([-2.0, -2.0, 2.0, 1.0]), modality="CT")
+    box = Box(10, 0, 29, 39, 0, 29)
+    for words in ("spleen", "left kidney"):  # three views and one
+        asked = [Query(Text(words)), Query(Text(words), (box,))]
+        whole, part = bright.decode(bright.encode(volume), asked).findings
+        inside = np.zeros_like(whole.mask)
+        inside[:, :, 9:31] = True
+        assert whole.mask[~inside].any() and part.found
+        assert (part.mask == (whole.mask & inside)).all() and part.presence == whole.presence
+
+
+def test_a_box_where_words_find_nothing_is_drawn(tiny: Segmenter) -> None:
+    """And so is one around what the model does not know, or that comes with a click."""
+    volume = scan(4)
+    encoded, box = tiny.encode(volume), Box(2, 2, 5, 5, 0, 0)
+    liver, zeppelin = Query(Text("liver"), (box,)), Query(Text("zeppelin"), (box,))
+    words = tiny.decode(encoded, [Query(Text("liver"))]).findings[0]
+    assert not words.mask[0, 1:7, 1:7].any(), "else this test says nothing"
+    for query in (liver, zeppelin, Query(Text("liver"), (box, Point(3, 3, 0)))):
+        assert tiny.decode(encoded, [query]).findings[0].presence == 1.0  # as of all that is pointed at
+
+
 def test_points_without_words_answer_on_their_slice_only(tiny: Segmenter) -> None:
     (finding,) = tiny.decode(tiny.encode(scan(5)), [Query(spatial=(Point(25, 20, 2),))]).findings
     assert finding.presence == 1.0
