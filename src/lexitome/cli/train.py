@@ -121,6 +121,7 @@ def _begin(asked: Request, out: Path, cache: Path, *, plan_only: bool) -> None:
         model = run.build_model(job.recipe, source)
         if asked.recipe is None:
             job = run.agree(_timed(job, source, model, asked))  # each process has timed its own steps
+        run.keep_pictures(job.recipe, out)
         job.save(out)
         _finish(job, source, model, out, resume=False)
 

@@ -85,12 +85,7 @@ class Job:
     """Of `recipe.start`; None before the run begins."""
 
     def save(self, folder: Path) -> None:
-        """Also what the model it begins with was taught (`data.trained_on`): it may be gone when this run ends."""
         folder.mkdir(parents=True, exist_ok=True)
-        pictures = None if self.recipe.start == IMAGENET else TrainedOn.of_model(find_model(self.recipe.start).files)
-        if pictures is not None:
-            with replacing(folder / PICTURES) as temporary:
-                temporary.write_bytes(pictures.to_bytes())
         with replacing(folder / RECIPE) as temporary:
             temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
@@ -146,6 +141,14 @@ def start_of(recipe: CompactRecipe) -> Start:
     card = find_model(recipe.start)
     concepts = tuple((c.words, c.families) for c in card.trained_concepts)
     return Start(card.measure_sha256(), concepts, card.sets)
+
+
+def keep_pictures(recipe: CompactRecipe, folder: Path) -> None:
+    """Write down which pictures the model of `start` was taught, if it says: it may be gone when the run ends."""
+    pictures = None if recipe.start == IMAGENET else TrainedOn.of_model(find_model(recipe.start).files)
+    if pictures is not None:
+        with replacing(folder / PICTURES) as temporary:
+            temporary.write_bytes(pictures.to_bytes())
 
 
 def remembered(job: Job) -> Start:

@@ -17,6 +17,7 @@ from PIL import Image
 from lexitome import __version__
 from lexitome.cli import main
 from lexitome.cli.console import BAD_INPUT, INTERRUPTED, OK
+from lexitome.data.trained_on import TrainedOn
 from lexitome.io.locks import holding
 from lexitome.models.catalog import find_model
 from lexitome.recipes.run import LOCK, Job
@@ -283,6 +284,8 @@ def test_a_model_of_ones_own_is_taught_on_whatever_its_size(
     assert main([*typed, *(w for s in sizes for w in ("--set", s)), "--set", "run.steps=2"]) == OK
     card = find_model(tmp_path / "on" / "model")
     assert [s.name for s in card.sets] == ["polyps"]
+    before, now = TrainedOn.of_model(tmp_path / "on"), TrainedOn.of_model(card.files)
+    assert before is not None and now is not None and len(now.hashes) == len(before.hashes) > 0  # the same pictures
     assert main([*typed, "-o", str(tmp_path / "other"), "--set", "model.width=64"]) == BAD_INPUT
     assert "was built with another width" in capsys.readouterr().err
 
