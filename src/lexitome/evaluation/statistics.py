@@ -189,6 +189,7 @@ def percentiles(drawn: Floats, units: NDArray[np.integer], level: float) -> tupl
     plain = drawn[many].var(axis=1)
     if not plain.any():
         return float(means[0]), float(means[0])
+    plain = plain / plain.max()  # only their relations count, and squares of tiny ones would vanish
     unbiased = plain * (units[many] / (units[many] - 1))
     freedom = unbiased.sum() ** 2 / (unbiased**2 / (units[many] - 1)).sum()
     reach = np.sqrt(unbiased.sum() / plain.sum()) * stats.t.ppf((1 + level) / 2, freedom)

@@ -182,6 +182,11 @@ def test_exact_p_is_scipys(pairs: list[tuple[float, float]]) -> None:
     assert found.p == pytest.approx(min(theirs.pvalue, 1.0), abs=1e-12) or abs(theirs.statistic) < 1e-9
 
 
+def test_differences_too_small_to_be_squared_have_an_interval() -> None:
+    found = paired_permutation({"a": [0.0], "b": [0.0]}, {"a": [0.0], "b": [1.7e-112]}, seed=0)
+    assert found.low is not None and found.high is not None and found.low <= found.difference <= found.high
+
+
 def test_exact_p_flips_whole_subjects() -> None:
     rng = np.random.default_rng(9)
     a, b = clustered(rng, 7, 0.4), {}
