@@ -129,12 +129,13 @@ def _begin(asked: Request, out: Path, cache: Path, *, plan_only: bool) -> None:
 def _train_specialists(asked: Request, out: Path, cache: Path, *, plan_only: bool) -> None:
     """U-Nets of their own; what is finished in `out` is kept, what was begun goes on."""
     from lexitome.data.sources.find import find_sets
+    from lexitome.recipes.finetune import sets
     from lexitome.recipes.overrides import override
     from lexitome.recipes.run import claimed
     from lexitome.recipes.specialist import SpecialistRecipe, train_specialists
 
     recipe = override(SpecialistRecipe(), asked.settings)
-    fixed = any(setting.partition("=")[0].strip() == "run.steps" for setting in asked.settings)
+    fixed = sets(asked.settings, "run.steps")
     datasets = find_sets(_paths(asked), seed=recipe.seed, concept=asked.concept, unit_pattern=asked.unit_pattern)
     if plan_only:
         _say(json.dumps(asdict(recipe), indent=1))

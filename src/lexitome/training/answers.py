@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.special import expit, logit
 from torch.nn import functional as F
 
 from lexitome.data.cache import CachedDataset
@@ -51,20 +52,15 @@ def asking(session: Session) -> Ask:
         vectors = text.embed([target.name for target in question.targets])
         nowhere = np.repeat(no_place(question.side)[None], len(vectors), axis=0)
         found = session(shown, vectors, nowhere)
-        answer = Answer(found["logits"], _sigmoid(found["presence"].astype(np.float64)))
+        answer = Answer(found["logits"], expit(found["presence"].astype(np.float64)))
         if not question.mirrored:
             return answer
         other = session(np.ascontiguousarray(shown[..., ::-1]), vectors, nowhere)
-        presence = (answer.presence + _sigmoid(other["presence"].astype(np.float64))) / 2
-        share = (_sigmoid(answer.logits) + _sigmoid(other["logits"][..., ::-1])) / 2
-        share = share.clip(1e-6, 1 - 1e-6)
-        return Answer(np.log(share / (1 - share)), presence)
+        presence = (answer.presence + expit(other["presence"].astype(np.float64))) / 2
+        share = (expit(answer.logits) + expit(other["logits"][..., ::-1])) / 2
+        return Answer(logit(share.clip(1e-6, 1 - 1e-6)), presence)
 
     return ask
-
-
-def _sigmoid(logits: NDArray) -> NDArray:
-    return 1 / (1 + np.exp(-logits))
 
 
 def answers(ask: Ask, questions: Sequence[Question], threads: int) -> Iterator[tuple[Question, Answer]]:
