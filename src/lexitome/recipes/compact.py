@@ -65,7 +65,7 @@ def compact() -> CompactRecipe:
         start="compact",
         sampling=Sampling(high_from=0.6, share=Share(small=0.14, medium=0.66, fine=0.2)),
         optim=compact_optim(5e-4, warmup=100),
-        run=RunConfig(steps=2200),
+        run=RunConfig(steps=2400),
     )
 
 
