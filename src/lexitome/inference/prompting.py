@@ -21,6 +21,9 @@ GUESS = "untrained concept: result is a guess"
 BOX_MARGIN = 0.05
 """Of its length, on each side of a box: a hand draws no tighter. Of 0 to 0.25, what served validation boxes best."""
 
+MOST_OF_PICTURE = 0.5
+"""Of its area, from which on a box bounds the answer but is not shown to the network: chosen on validation pictures."""
+
 
 @dataclass(frozen=True)
 class Understood:
@@ -53,9 +56,12 @@ class Understood:
         return self.placed and all(isinstance(place, Box) for place in self.query.spatial)
 
     def is_drawn(self, volume: Volume) -> bool:
-        """Whether its places are shown to the network. A box around something known in a volume is not: the words are
-        asked in all directions and the box bounds their answer, which validation volumes found better by far."""
-        return self.placed and (volume.is_2d or self.trained is None or not self.at_home or not self.bounded)
+        """Whether its places are shown to the network. A box around something known is not in a volume, where the words
+        are asked in all directions and the box bounds their answer, nor if it holds most of the picture, where it says
+        little and the words alone are answered better: validation pictures and volumes found both."""
+        if not self.bounded or self.trained is None or not self.at_home:
+            return self.placed
+        return volume.is_2d and all(_share(place, volume) < MOST_OF_PICTURE for place in self.query.spatial)
 
 
 def understand(query: Query, card: ModelCard, modality: str = "") -> Understood:
@@ -124,7 +130,7 @@ def spatial_maps(query: Query, view: View, volume: Volume, side: int) -> dict[in
 
     for place in query.spatial:
         if isinstance(place, Point):
-            _inside(volume, (place.x, place.y, place.z), place)
+            check_inside(volume, (place.x, place.y, place.z), place)
             s, r, c = to_picture_axes(view, volume, (place.x, place.y, place.z))
             bump = point_map(shape, [((c + 0.5) * columns - 0.5, (r + 0.5) * rows - 0.5)])
             add(min(max(round(s), 0), depth - 1), INSIDE if place.inside else OUTSIDE, bump)
@@ -134,7 +140,7 @@ def spatial_maps(query: Query, view: View, volume: Volume, side: int) -> dict[in
             _add_mask(place, view, side, add)
         else:
             box = place.box if isinstance(place, Exemplar) else place
-            first, last = _corners(box, view, volume)
+            first, last = corners(box, view, volume)
             bounds = (first[2] * columns, first[1] * rows, (last[2] + 1) * columns, (last[1] + 1) * rows)
             drawn = box_map(shape, [bounds])
             for index in range(max(0, round(first[0])), min(depth - 1, round(last[0])) + 1):
@@ -151,7 +157,7 @@ def inside_boxes(query: Query, volume: Volume) -> NDArray[np.bool_]:
     inside = np.zeros(volume.grid, dtype=bool)
     for box in query.spatial:
         if isinstance(box, Box):
-            first, last = _corners(box, View(), volume)
+            first, last = corners(box, View(), volume)
             cut = []
             for low, high, size in zip(first, last, volume.grid, strict=True):
                 margin = BOX_MARGIN * (high - low + 1)
@@ -160,14 +166,21 @@ def inside_boxes(query: Query, volume: Volume) -> NDArray[np.bool_]:
     return inside
 
 
-def _corners(box: Box, view: View, volume: Volume) -> tuple[list[float], list[float]]:
+def corners(box: Box, view: View, volume: Volume) -> tuple[list[float], list[float]]:
     """First and last corner of a box in (slice, row, column)."""
     z0 = 0.0 if box.z0 is None else box.z0
     z1 = volume.grid[0] - 1.0 if box.z1 is None else box.z1
     for corner in ((box.x0, box.y0, z0), (box.x1, box.y1, z1)):
-        _inside(volume, corner, box)
+        check_inside(volume, corner, box)
     one, other = (to_picture_axes(view, volume, c) for c in ((box.x0, box.y0, z0), (box.x1, box.y1, z1)))
     return [min(a, b) for a, b in zip(one, other, strict=True)], [max(a, b) for a, b in zip(one, other, strict=True)]
+
+
+def _share(box: object, volume: Volume) -> float:
+    """Part of the area of a picture that a box holds."""
+    assert isinstance(box, Box)
+    first, last = corners(box, View(), volume)
+    return (last[1] - first[1] + 1) * (last[2] - first[2] + 1) / (volume.grid[1] * volume.grid[2])
 
 
 def _add_mask(place: MaskPrompt, view: View, side: int, add: Callable[[int, int, NDArray[np.float32]], None]) -> None:
@@ -183,7 +196,7 @@ def _add_mask(place: MaskPrompt, view: View, side: int, add: Callable[[int, int,
         add(int(index), MASK, cells.mean((1, 3), dtype=np.float32))
 
 
-def _inside(volume: Volume, xyz: tuple[float, float, float], what: object) -> None:
+def check_inside(volume: Volume, xyz: tuple[float, float, float], what: object) -> None:
     depth, height, width = volume.grid
     if not all(-0.5 <= v <= n - 0.5 for v, n in zip(xyz, (width, height, depth), strict=True)):
         raise ValueError(f"{what} lies outside the image of {width} x {height} x {depth} voxels (x, y, z)")

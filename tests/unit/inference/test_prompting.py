@@ -69,6 +69,16 @@ def test_boxes_bound_with_a_margin_and_end_at_the_border() -> None:
         inside_boxes(Query(spatial=(Box(0, 0, 30, 9),)), volume())
 
 
+def test_a_box_that_holds_most_of_a_picture_is_not_shown(tiny: Segmenter) -> None:
+    picture, card = volume(depth=1), tiny.card  # 20 rows of 30 columns
+    half, more = Box(0, 0, 13, 19), Box(0, 0, 15, 19)
+    for box, drawn in ((half, True), (more, False)):
+        assert understand(Query(Text("liver"), (box,)), card).is_drawn(picture) is drawn
+        assert understand(Query(Text("liver"), (box, Point(3, 3, 0))), card).is_drawn(picture), "a click says more"
+        assert understand(Query(Text("zeppelin"), (box,)), card).is_drawn(picture), "words that are not known"
+        assert understand(Query(None, (box,)), card).is_drawn(picture), "no words at all"
+
+
 def test_a_point_on_the_outer_face_is_on_the_outer_slice() -> None:
     for z, index in ((-0.5, 0), (5.5, 5)):
         assert list(spatial_maps(Query(spatial=(Point(3, 3, z),)), View(), volume(), SIDE)) == [index]
