@@ -1,20 +1,30 @@
 """A user's own small set: `lexitome train --data` against a MONAI U-Net, same images, same time, same machine.
 
-    python benchmarks/small_set.py --data ../shared/data/train/kvasir_seg --images 60 --minutes 30 --start compact-open
+    python benchmarks/small_set.py [--data ../shared/data/train/kvasir_seg] [--images 60] [--minutes 30]
 
-Draws images of a set that the starting model has never seen (checked against its card), by subjects and seeded, and
-lays them out as a user's folder that nothing in the project knows by name. The rest, at most `--test` of them, is only
-ever used for the last score. Then, one after the other:
+Draws images of a set whose concept the starting model (`--start`, by default compact-open) has never seen, checked
+against its card, by subjects and seeded, and lays them out as a user's folder that nothing in the project knows by
+name. Of the rest, at most `--test` images are only ever asked about. Then, one after the other:
 
-    zero-shot    the starting model, asked by the name of the concept
-    lexitome     the command `lexitome train --data FOLDER --minutes N --start MODEL`, and nothing else
-    U-Net        `monai_unet`, which starts from scratch: augmentation, DiceCE, AdamW, the best checkpoint by Dice on
-                 the validation images that Lexitome has set aside; as many seconds as Lexitome took from start to end.
-                 Of what it also needs, network and learning rate are chosen beforehand in extra time.
+    before    the starting model is asked about the test images
+    adapted   `lexitome train --data FOLDER --minutes N --start MODEL`, and nothing else, in a process of its own
+    unet      the project's U-Net (`recipes.specialist`), which starts from scratch: the same pictures, augmentation,
+              validation images and choice of the best checkpoint by Dice; as many seconds as the command above took
+              from start to end, a tenth less at most. Network and learning rate are chosen beforehand, in extra time
 
-Lexitome keeps a fifth of the folder back for the score in its model card; the U-Net trains on these images, too, unless
-`--same-parts` is given. All are scored by one Dice at the images' full resolution; what is not found counts 0. Finished
-parts are kept in the work folder and not repeated.
+All are asked for the concept by its name; the first two also by an oracle box, jittered (`evaluation.protocols`): what
+do words give before and after adaptation, and what a box? (The question of Medical SAM3, asked in small.) Dice is
+that of `lexitome evaluate`, at full resolution, with what is not found or fails as 0; intervals and tests resample
+subjects. Lexitome keeps a fifth of the folder back for the score in its model card; the U-Net trains on these images,
+too, unless `--same-parts` is given.
+
+It takes about 2 x 30 minutes, 6 for the choice and 5 for the questions. Finished parts are kept in `--work` and not
+repeated; what was interrupted while it trained begins again, since its time could not be told. To see all of it run in
+a few minutes, with results that mean nothing:
+
+    python benchmarks/small_set.py --images 12 --test 4 --minutes 0.5 --tune-minutes 0.1 --candidates UNet:1e-3 \\
+        --set run.steps=10 --work runs/tried --out runs/tried.json
+
 Results: benchmarks/results/small_set.json. Needs lexitome[dev,train].
 """
 
@@ -22,54 +32,83 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import json
+import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import get_args
 
-import numpy as np
-from monai_unet import Budget, Candidate, Parts, choose, predict, train_unet
-from numpy.typing import NDArray
-from provenance import RESULTS, ROOT, Entry, origin, read_json, rounded, shown, write_json
-from torch import nn
+import torch
+from provenance import DATA, RESULTS, ROOT, Entry, origin, read_json, rounded, shown, write_json
 
-from lexitome.data.cache import CachedDataset, open_cache
-from lexitome.data.cases import read_case
-from lexitome.data.dataset import UNKNOWN_CODE, Case, Dataset
-from lexitome.data.intensity import Window, to_pictures
+from lexitome.data.cache import open_cache
+from lexitome.data.dataset import Case, Dataset
 from lexitome.data.sources.folder import load_dataset
 from lexitome.errors import InputError
-from lexitome.evaluation.metrics.overlap import count, dice
-from lexitome.inference.segmenter import Segmenter
+from lexitome.evaluation.answering import Answerer, compact_answerer
+from lexitome.evaluation.protocols import TEXT, ProtocolSpec, parse
+from lexitome.evaluation.rows import ResultRow
+from lexitome.evaluation.run_folder import LEAKAGE
+from lexitome.evaluation.runner import Settings, evaluate
+from lexitome.evaluation.statistics import bootstrap_mean, paired_permutation
 from lexitome.models.catalog import find_model
-from lexitome.prompts import Query, Text
-from lexitome.recipes.run import Job, find_datasets, prepare_splits
+from lexitome.recipes.compact import IMAGENET
+from lexitome.recipes.machine import usable_cores
+from lexitome.recipes.run import MODEL, Job, find_datasets, prepare_splits
+from lexitome.recipes.specialist import (
+    NetworkName,
+    SpecialistRecipe,
+    SpecialistTask,
+    choose,
+    task_of,
+    train_specialist,
+    with_steps,
+)
+from lexitome.recipes.specialist_answers import specialist_answerer
+from lexitome.training.engine import RunConfig
 from lexitome.training.progress import LOG, read_log
-from lexitome.volume import Volume
 
 PACKAGES = ("torch", "monai", "numpy", "scipy", "accelerate", "onnxruntime")
 FOLDER = "own_set"
 """No name that the project has settings for."""
 META = ("title", "modality", "anatomy", "labels", "groups", "extra_masks", "license", "ignore_label")
-RESAMPLES = 5000
-CANDIDATES = tuple(Candidate(network, lr) for network in ("UNet", "BasicUNet") for lr in (3e-4, 1e-3, 3e-3))
-Predict = Callable[[Volume], list[NDArray[np.bool_]]]
-"""One mask (Y, X) for each target."""
-Scores = dict[str, dict[str, float]]
-"""Stem to target to Dice, of the targets that the image shows."""
+SHORTEST = 0.5
+"""Minutes that the command takes at least."""
+ENOUGH = 0.9
+"""Of the seconds that Lexitome took; the U-Net gets at least so many."""
+REASON = re.compile(r"(?!decoding |next )[a-z]+( [a-z]+)? {2,}\S")
+"""A line of the plan: a topic, and what was decided. The others tell where it is, and what to type next."""
+Candidate = tuple[NetworkName, float]
+CANDIDATES: tuple[Candidate, ...] = (("UNet", 3e-4), ("UNet", 1e-3), ("UNet", 3e-3), ("BasicUNet", 1e-3))
+"""Network and learning rate. A step of BasicUNet takes several times as long as one of UNet."""
+BOX = parse("jittered-box")
+ASKED: dict[str, tuple[ProtocolSpec, ...]] = {"before": (TEXT, BOX), "adapted": (TEXT, BOX), "unet": (TEXT,)}
+COMPARED = (
+    ("adapted", TEXT, "unet", TEXT),
+    ("adapted", TEXT, "before", TEXT),
+    ("adapted", BOX, "before", BOX),
+    ("before", TEXT, "before", BOX),
+    ("adapted", TEXT, "adapted", BOX),
+)
+Answers = Mapping[str, Sequence[ResultRow]]
 
 
 @dataclass(frozen=True)
 class Options:
+    """As typed; `settings` are those of `lexitome train --set`, `tune_minutes` of each candidate."""
+
     data: Path
     images: int
     test: int
-    minutes: tuple[float, ...]
+    minutes: float
     tune_minutes: float
     start: str
     work: Path
@@ -79,12 +118,16 @@ class Options:
     settings: tuple[str, ...] = ()
     candidates: tuple[Candidate, ...] = CANDIDATES
 
+    @property
+    def run(self) -> Path:
+        return self.work / "lexitome"
+
 
 def refuse_known(dataset: Dataset, start: str) -> None:
     """Raises:
     InputError: the starting model has seen the set or one of its concepts.
     """
-    if start == "imagenet":
+    if start == IMAGENET:
         return
     card = find_model(start)
     own = {word.casefold() for target in dataset.targets for word in (target.name, *target.synonyms)}
@@ -115,6 +158,28 @@ def choose_cases(dataset: Dataset, images: int, test: int, seed: int) -> tuple[l
     return own, rest[:test]
 
 
+def claim(options: Options, drawn: Entry) -> None:
+    """Write into the work folder what its parts were made with.
+
+    Args:
+        drawn: hash of the images.
+
+    Raises:
+        InputError: it holds parts of another comparison.
+    """
+    decided = asdict(options) | {"data": drawn, "work": None}
+    if options.start != IMAGENET:
+        decided["start_sha256"] = find_model(options.start).measure_sha256()
+    place, wanted = options.work / "settings.json", json.loads(json.dumps(decided))
+    if place.exists():
+        held = read_json(place)
+        differ = sorted(name for name in held.keys() | wanted.keys() if held.get(name) != wanted.get(name))
+        if differ:
+            cause = f"holds parts of another comparison, which differs in {', '.join(differ)}"
+            raise InputError(options.work, cause, "Name another folder with --work, or delete this one.")
+    write_json(place, wanted)
+
+
 def lay_out(dataset: Dataset, cases: Sequence[Case], folder: Path) -> None:
     """A user's folder: images, masks, dataset.json. Names tell which images are of one subject."""
     meta = read_json(dataset.root / "dataset.json")
@@ -127,57 +192,76 @@ def lay_out(dataset: Dataset, cases: Sequence[Case], folder: Path) -> None:
     write_json(folder / "dataset.json", {key: meta[key] for key in META if key in meta})
 
 
-def train_lexitome(options: Options, minutes: float) -> Entry:
+def train_lexitome(options: Options) -> Entry:
     """What a user types, in a process of its own; wall seconds and peak memory of all of it."""
-    run = options.work / f"lexitome-{minutes:g}"
-    shutil.rmtree(run, ignore_errors=True)  # one that was interrupted: its time could not be told
-    typed = ["train", "--data", str(options.work / FOLDER), "--minutes", f"{minutes:g}", "--start", options.start]
-    typed += [word for setting in options.settings for word in ("--set", setting)]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(options.threads)}
+    shutil.rmtree(options.run, ignore_errors=True)  # one that was interrupted: its time could not be told
+    typed = ["train", "--data", str(options.work / FOLDER), "--minutes", f"{options.minutes:g}"]
+    typed += ["--start", options.start, *(word for setting in options.settings for word in ("--set", setting))]
+    threads, output = {"OMP_NUM_THREADS": str(options.threads)}, options.work / "lexitome.txt"
+    print(f"lexitome train, {options.minutes:g} minutes; its output is in {output}", flush=True)
     began = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, "-m", "lexitome", *typed, "-o", str(run)], env=environment, capture_output=True, text=True
-    )
+    with output.open("w", encoding="utf-8") as file:
+        command = [sys.executable, "-m", "lexitome", *typed, "-o", str(options.run)]
+        done = subprocess.run(command, env={**os.environ, **threads}, stdout=file, stderr=subprocess.STDOUT)
     seconds = time.perf_counter() - began
+    told = output.read_text(encoding="utf-8")
     if done.returncode:
-        raise RuntimeError(f"lexitome {' '.join(typed)} failed: {done.stderr[-2000:]}")
-    rows = read_log(run / LOG)
-    peak = max((row["peak"] for row in rows if row["kind"] == "train" and row["peak"]), default=0)
-    recipe = Job.load(run).recipe
+        raise RuntimeError(f"lexitome {shlex.join(typed)} failed: {told[-2000:]}")
+    peaks = [row["peak"] for row in read_log(options.run / LOG) if row["kind"] == "train" and row["peak"]]
     return {
-        "command": shlex.join(["lexitome", *map(shown, typed)]),
-        "seconds": seconds, "peak_mb": peak / 2**20, "steps": recipe.run.steps,
-        "said": said(done.stdout, options.start),
+        "command": shlex.join([*map("=".join, threads.items()), "lexitome", *map(shown, typed)]),
+        "seconds": seconds, "peak_mb": max(peaks, default=0) / 2**20,
+        "steps": Job.load(options.run).recipe.run.steps, "said": said(told, options.start),
     }  # fmt: skip
 
 
 def said(output: str, start: str) -> list[str]:
     """The lines that explain the plan, without the place of the starting model."""
-    topics = ("data  ", "resolution  ", "pictures  ", "objects  ", "start  ", "optimiser  ", "steps  ", "test part  ")
-    return [line.replace(start, shown(start)) for line in output.splitlines() if line.startswith(topics)]
+    return [line.replace(start, shown(start)) for line in output.splitlines() if REASON.match(line)]
 
 
-def parts_of(run: Path, cache: Path, *, same: bool) -> Parts:
-    """The pictures that a run of Lexitome decoded, and who is in which part; the side it showed them at."""
-    job = Job.load(run)
-    (dataset,) = prepare_splits(find_datasets(job, job.recipe.seed), run, resume=True)
+def unet_task(options: Options) -> SpecialistTask:
+    """The pictures that the run of Lexitome decoded, shown at its side, with its parts."""
+    job = Job.load(options.run)
+    (dataset,) = prepare_splits(find_datasets(job, job.recipe.seed), options.run, resume=True)
     traits = job.traits[dataset.name]
-    cached: CachedDataset = open_cache(dataset, cache, traits=traits)
-    side = getattr(job.recipe.sampling.high, traits.size).side
-    fitted = ("train",) if same else ("train", "test")
-    rows = {part: [i for i, row in enumerate(cached.rows) if row.split in part] for part in (fitted, ("val",))}
-    return Parts(cached, rows[fitted], rows["val",], side)
-
-
-def train_baseline(options: Options, parts: Parts, minutes: float, seconds: float) -> tuple[nn.Module, Entry]:
-    """The U-Net of the best candidate, trained for as long as Lexitome took."""
-    chosen = remembered(
-        options.work / "unet-choice.json",
-        lambda: choose(parts, options.candidates, Budget(60 * options.tune_minutes, options.threads, options.seed)),
+    recipe = SpecialistRecipe(
+        side=getattr(job.recipe.sampling.high, traits.size).side,
+        run=RunConfig(steps=1, clip=12.0, threads=options.threads),
+        seed=options.seed,
     )
-    candidate = Candidate(**chosen["best"])
-    network, record = train_unet(parts, candidate, Budget(seconds, options.threads, options.seed))
-    return network, {**record, "minutes": minutes, "choice": chosen}
+    cached = open_cache(dataset, options.run / "decoded", traits=traits)
+    return task_of(cached, recipe, ("train",) if options.same_parts else ("train", "test"))
+
+
+def train_unet(options: Options, seconds: float) -> Entry:
+    """The best candidate, trained for as long as Lexitome took. How many steps that makes is told by its trial; if the
+    machine is quicker by then, so that it took less than `ENOUGH` of the time, it is trained anew with more steps."""
+    torch.set_num_threads(options.threads)
+    task, folder = unet_task(options), options.work / "unet"
+    print(f"U-Net, {len(options.candidates)} candidates and {seconds / 60:.3g} minutes", flush=True)
+    trials = choose(task, options.candidates, options.tune_minutes, options.work / "unet-choice")
+    best = trials[0]
+    steps, spent = seconds / best.seconds_per_step, 0.0
+    while spent < ENOUGH * seconds:
+        shutil.rmtree(folder, ignore_errors=True)
+        recipe = with_steps(best.recipe, math.ceil(steps), best.recipe.run.precision)
+        card = train_specialist(replace(task, recipe=recipe), folder)
+        spent = card.seconds
+        steps = card.recipe.run.steps * seconds / spent
+    return {
+        **_described(card.recipe), "side": card.side, "seconds": card.seconds, "train_images": len(task.train),
+        "validation_images": len(task.val), "validation_dice": None if card.dice is None else 100 * card.dice,
+        "choice": [
+            {**_described(t.recipe), "validation_dice": 100 * t.dice, "seconds_per_step": t.seconds_per_step}
+            for t in trials
+        ],
+    }  # fmt: skip
+
+
+def _described(recipe: SpecialistRecipe) -> Entry:
+    run = recipe.run
+    return {"network": recipe.network, "lr": recipe.optim.lr, "precision": run.precision, "steps": run.steps}
 
 
 def remembered(path: Path, compute: Callable[[], Entry]) -> Entry:
@@ -186,53 +270,36 @@ def remembered(path: Path, compute: Callable[[], Entry]) -> Entry:
     return read_json(path)
 
 
-def score(cases: Sequence[Case], dataset: Dataset, find: Predict) -> Scores:
-    """Dice of every target that an image shows, in pixels of the image as it is."""
-    targets = [target for target in dataset.targets if not target.derived]
-    found: Scores = {}
-    for case in cases:
-        volume, codes = read_case(case)
-        masks = find(volume)
-        truths = [np.isin(codes[0], target.codes) for target in targets]
-        found[case.stem] = {
-            target.name: dice(count(mask & (codes[0] != UNKNOWN_CODE), truth)) or 0.0
-            for target, mask, truth in zip(targets, masks, truths, strict=True)
-            if truth.any()
-        }
+def ask(options: Options, answerer: Answerer, who: str, test: Dataset) -> list[ResultRow]:
+    """As `lexitome evaluate` asks; what is answered already is not asked again."""
+    print(f"asking       {who}: {', '.join(spec.name for spec in ASKED[who])}", flush=True)
+    place, settings = options.work / "asked" / who, Settings(overlays=False)
+    return evaluate(answerer, [test], ASKED[who], place, seed=options.seed, jobs=options.threads, settings=settings)
+
+
+def scores(answers: Answers, who: str, spec: ProtocolSpec) -> dict[str, list[float]]:
+    """Dice in percent of every concept that an image shows, by subject, in the same order whoever answered."""
+    found: dict[str, list[float]] = {}
+    for row in sorted(answers[who], key=lambda row: row.key):
+        if row.protocol == spec.name and row.present and not row.derived:
+            found.setdefault(row.unit, []).append(100 * (row.metrics["dice"] or 0.0))
     return found
 
 
-def lexitome_predictor(model: str, names: Sequence[str], threads: int) -> Predict:
-    """Words only. What the model says is not there is an empty mask."""
-    segmenter = Segmenter.load(model, threads=threads)
-    queries = [Query(Text(name)) for name in names]
-
-    def find(volume: Volume) -> list[NDArray[np.bool_]]:
-        return [finding.mask[0] for finding in segmenter.decode(segmenter.encode(volume, queries), queries).findings]
-
-    return find
-
-
-def unet_predictor(network: nn.Module, side: int, window: Window | None) -> Predict:
-    return lambda volume: list(predict(network, to_pictures(volume, window)[0], side))
-
-
-def mean(scores: Scores) -> float:
-    """Percent, over images and targets."""
-    return 100 * float(np.mean([value for of_image in scores.values() for value in of_image.values()]))
-
-
-def difference(one: Scores, other: Scores, units: dict[str, str], seed: int) -> Entry:
-    """Mean of the paired differences in points of Dice, with a 95 % interval of resampled subjects."""
-    groups: dict[str, list[float]] = {}
-    for stem, of_image in one.items():
-        groups.setdefault(units[stem], []).extend(of_image[name] - other[stem][name] for name in of_image)
-    sums = np.array([(sum(values), len(values)) for values in groups.values()])
-    rng = np.random.default_rng(seed)
-    drawn = sums[rng.integers(len(sums), size=(RESAMPLES, len(sums)))].sum(1)
-    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], (2.5, 97.5))
-    points = sums[:, 0].sum() / sums[:, 1].sum()
-    return {"points": 100 * float(points), "low": 100 * float(low), "high": 100 * float(high), "subjects": len(sums)}
+def compared(answers: Answers, seed: int) -> Entry:
+    """Means with their intervals, and paired differences in points of Dice."""
+    means = [
+        {"who": who, "protocol": spec.name, **asdict(bootstrap_mean(scores(answers, who, spec), seed=seed))}
+        for who in answers
+        for spec in ASKED[who]
+    ]
+    differences = [
+        {"of": f"{one} {how.name}", "against": f"{other} {way.name}",
+         **asdict(paired_permutation(scores(answers, one, how), scores(answers, other, way), seed=seed))}
+        for one, how, other, way in COMPARED
+        if one in answers and other in answers
+    ]  # fmt: skip
+    return {"dice": means, "differences": differences}
 
 
 def measure(options: Options) -> Entry:
@@ -240,78 +307,83 @@ def measure(options: Options) -> Entry:
     if dataset.dims != 2:
         raise InputError(options.data, "is a set of volumes", "Choose a set of images.")
     refuse_known(dataset, options.start)
-    own, test = choose_cases(dataset, options.images, options.test, options.seed)
-    used = replace(dataset, cases=(*own, *test))
+    own, rest = choose_cases(dataset, options.images, options.test, options.seed)
+    used = replace(dataset, cases=(*own, *rest))
     result = origin(PACKAGES, [used], seed=options.seed, threads=options.threads)
+    claim(options, result["data"])
     if not (options.work / FOLDER / "dataset.json").exists():
         lay_out(dataset, own, options.work / FOLDER)
-    names = [target.name for target in dataset.targets if not target.derived]
-    units = {case.stem: case.unit for case in test}
-    result |= {"images": len(own), "test_images": len(test), "targets": names, "start": Path(options.start).name}
-    if options.start != "imagenet":
-        untrained = score(test, dataset, lexitome_predictor(options.start, names, options.threads))
-        result["before_training"] = {"dice": mean(untrained), "scores": untrained}
-        print(f"before training: {mean(untrained):.1f}", flush=True)
-    result["runs"] = []
-    for minutes in options.minutes:
-        result["runs"].append(compare(options, dataset, test, minutes, units))
-        print(line(result["runs"][-1]), flush=True)
-    return rounded(result)
+    # Under the name that the U-Net was trained on.
+    test = replace(dataset, name=FOLDER, cases=tuple(replace(case, split="test") for case in rest))
+    answers: dict[str, list[ResultRow]] = {}
+    if options.start != IMAGENET:
+        answers["before"] = ask(options, compact_answerer(options.start), "before", test)
+    trained = remembered(options.work / "lexitome.json", lambda: train_lexitome(options))
+    answers["adapted"] = ask(options, compact_answerer(options.run / MODEL), "adapted", test)
+    unet = remembered(options.work / "unet.json", lambda: train_unet(options, trained["seconds"]))
+    answers["unet"] = ask(options, specialist_answerer(options.work / "unet"), "unet", test)
+    leakage = {who: read_json(options.work / "asked" / who / LEAKAGE)["summary"] for who in answers}
+    targets = [target.name for target in dataset.targets if not target.derived]
+    return rounded({
+        **result, "images": len(own), "test_images": len(rest), "targets": targets,
+        "start": Path(options.start).name, "minutes": options.minutes, **compared(answers, options.seed),
+        "failed": {who: sum(row.status != "ok" for row in rows) for who, rows in answers.items()},
+        "leakage": leakage, "lexitome": trained, "unet": unet,
+    })  # fmt: skip
 
 
-def compare(options: Options, dataset: Dataset, test: list[Case], minutes: float, units: dict[str, str]) -> Entry:
-    """Both, for the same time."""
-    place = options.work / f"compared-{minutes:g}.json"
-    if place.exists():
-        return read_json(place)
-    names = [target.name for target in dataset.targets if not target.derived]
-    ours = remembered(options.work / f"lexitome-{minutes:g}.json", lambda: train_lexitome(options, minutes))
-    run = options.work / f"lexitome-{minutes:g}"
-    own_scores = score(test, dataset, lexitome_predictor(str(run / "model"), names, options.threads))
-    parts = parts_of(run, run / "decoded", same=options.same_parts)
-    network, record = train_baseline(options, parts, minutes, ours["seconds"])
-    their_scores = score(test, dataset, unet_predictor(network, parts.side, dataset.window))
-    entry = {
-        "minutes": minutes,
-        "lexitome": {**ours, "dice": mean(own_scores), "scores": own_scores},
-        "unet": {**record, "dice": mean(their_scores), "scores": their_scores},
-        "difference": difference(own_scores, their_scores, units, options.seed),
-    }
-    write_json(place, entry)
-    return entry
+def lines(result: Entry) -> list[str]:
+    """Means and differences, with intervals where there are two subjects or more."""
+
+    def span(entry: Entry, form: str) -> str:
+        return "" if entry["low"] is None else f" ({entry['low']:{form}} to {entry['high']:{form}})"
+
+    means = [f"{e['who']:<8} {e['protocol']:<20} {e['mean']:5.1f}{span(e, '.1f')}" for e in result["dice"]]
+    return means + [
+        f"{e['of']} - {e['against']}: {e['difference']:+.1f}{span(e, '+.1f')}, p {e['p']:.2g}"
+        for e in result["differences"]
+    ]
 
 
-def line(entry: Entry) -> str:
-    gap = entry["difference"]
-    return (
-        f"{entry['minutes']:g} minutes: lexitome {entry['lexitome']['dice']:.1f}, U-Net {entry['unet']['dice']:.1f}, "
-        f"difference {gap['points']:+.1f} ({gap['low']:+.1f} to {gap['high']:+.1f})"
-    )
+def candidate(typed: str) -> Candidate:
+    """ "UNet:1e-3"."""
+    network, _, lr = typed.partition(":")
+    for known in get_args(NetworkName):
+        if known == network:
+            return known, float(lr)
+    raise ValueError(typed)
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--data", type=Path, default=DATA / "kvasir_seg", help="an annotated set of images")
+    found.add_argument("--images", type=int, default=60, help="that the user has")
+    found.add_argument("--test", type=int, default=200, help="images at most")
+    found.add_argument("--minutes", type=float, default=30.0, help=f"of `lexitome train`; {SHORTEST} at least")
+    found.add_argument("--tune-minutes", type=float, default=1.5, help="of each candidate of the U-Net, extra")
+    found.add_argument("--candidates", type=candidate, nargs="+", default=CANDIDATES, metavar="NETWORK:LR")
+    found.add_argument("--start", default="compact-open", help="model to teach on; or imagenet")
+    found.add_argument("--work", type=Path, default=ROOT / "runs" / "small_set", help="finished parts are kept here")
+    found.add_argument("--threads", type=int, default=usable_cores(), help="of training; images asked at a time")
+    found.add_argument("--seed", type=int, default=0)
+    found.add_argument("--same-parts", action="store_true", help="the U-Net gets Lexitome's training part only")
+    found.add_argument("--set", nargs="+", dest="settings", default=(), metavar="FIELD=VALUE", help="of the command")
+    found.add_argument("--out", type=Path, default=RESULTS / "small_set.json")
+    return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="an annotated set of images")
-    parser.add_argument("--images", type=int, default=60, help="that the user has")
-    parser.add_argument("--test", type=int, default=200, help="images at most")
-    parser.add_argument("--minutes", type=float, nargs="+", default=[5.0, 30.0])
-    parser.add_argument("--tune-minutes", type=float, default=3.0, help="for each candidate of the U-Net, extra")
-    parser.add_argument("--start", default="compact-open")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "small_set")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--same-parts", action="store_true", help="the U-Net gets Lexitome's training part only")
-    parser.add_argument("--set", nargs="+", dest="settings", default=(), metavar="FIELD=VALUE", help="of the command")
-    parser.add_argument("--out", type=Path, default=RESULTS / "small_set.json")
-    typed = vars(parser.parse_args())
+    typed = vars(parser().parse_args())
+    if typed["minutes"] < SHORTEST:
+        parser().error(f"--minutes: lexitome train takes {SHORTEST} at least")
     out = typed.pop("out")
+    typed |= {name: tuple(typed[name]) for name in ("settings", "candidates")}
     try:
-        write_json(
-            out, measure(Options(**{**typed, "minutes": tuple(typed["minutes"]), "settings": tuple(typed["settings"])}))
-        )
+        result = measure(Options(**typed))
     except InputError as error:
         raise SystemExit(f"error: {error}") from error
-    print(f"written to {out}")
+    write_json(out, result)
+    print(*lines(result), f"written to {out}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -41,6 +43,7 @@ from lexitome.recipes.finetune import steps_for
 from lexitome.training import checkpoint
 from lexitome.training.engine import RunConfig, fit
 from lexitome.training.optim import OptimConfig
+from lexitome.training.progress import LOG, read_log
 from lexitome.training.validation import USUAL_SIDE
 
 K = TypeVar("K")
@@ -52,6 +55,8 @@ Say = Callable[[str], None]
 SIDE_STEP = 32
 """Both networks halve a picture four times; a side may be any multiple of this."""
 TIMED_STEPS = 3
+FEWEST_TRIED = 10
+"""Steps of a trial, however slow the network is."""
 VALIDATED = 64
 """Pictures of a validation, at most."""
 EMPTY = -30.0
@@ -291,17 +296,26 @@ def train_specialists(
 
 
 def within(task: SpecialistTask, minutes: float) -> SpecialistRecipe:
-    """The recipe of a task with as many steps as fit into the time on this machine, in the precision that is quicker
-    here (not every processor has bfloat16), and the intervals and averaging to suit."""
-    seconds = {precision: time_step(task, precision) for precision in PRECISIONS}
-    precision = min(PRECISIONS, key=lambda p: seconds[p])
-    steps = steps_for(minutes, seconds[precision])
+    """The recipe of a task with as many steps as fit into the time on this machine."""
+    precision, seconds = quicker(task)
+    return with_steps(task.recipe, steps_for(minutes, seconds), precision)
+
+
+def with_steps(recipe: SpecialistRecipe, steps: int, precision: Precision) -> SpecialistRecipe:
+    """The recipe with a number of steps, and the intervals, averaging and warm-up that suit it."""
     run = replace(
-        task.recipe.run, steps=steps, precision=precision, ema=float(np.clip(1 - 10 / steps, 0.9, 0.998)),
+        recipe.run, steps=steps, precision=precision, ema=float(np.clip(1 - 10 / steps, 0.9, 0.998)),
         validate_every=max(20, steps // 10), checkpoint_every=max(20, min(200, steps // 8)),
         log_every=max(1, min(20, steps // 50)),
     )  # fmt: skip
-    return replace(task.recipe, run=run, optim=replace(task.recipe.optim, warmup=min(50, steps // 20)))
+    return replace(recipe, run=run, optim=replace(recipe.optim, warmup=min(50, steps // 20)))
+
+
+def quicker(task: SpecialistTask) -> tuple[Precision, float]:
+    """The precision in which a step takes less time here (not every processor has bfloat16), and its seconds."""
+    seconds = {precision: time_step(task, precision) for precision in PRECISIONS}
+    precision = min(PRECISIONS, key=lambda p: seconds[p])
+    return precision, seconds[precision]
 
 
 def time_step(task: SpecialistTask, precision: Precision) -> float:
@@ -317,17 +331,33 @@ def time_step(task: SpecialistTask, precision: Precision) -> float:
     return sum(spent[1:]) / (len(spent) - 1)  # the first one warms up
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A short training of a candidate: the best validation Dice, and the seconds of a step, the median."""
+
+    recipe: SpecialistRecipe
+    dice: float
+    seconds_per_step: float
+
+
 def choose(
     task: SpecialistTask, candidates: Sequence[tuple[NetworkName, float]], minutes: float, work: Path
-) -> SpecialistRecipe:
-    """A short training of each (network, learning rate) below `work`; the recipe with the highest validation Dice."""
+) -> list[Trial]:
+    """Train each (network, learning rate) for so many minutes below `work`, the one with the highest validation Dice
+    first. Finished trials are kept, unfinished ones begin again."""
     tried = []
-    for number, (network, lr) in enumerate(candidates):
-        recipe = replace(task.recipe, network=network, optim=replace(task.recipe.optim, lr=lr))
-        trial = replace(task, recipe=recipe)
-        trial = replace(trial, recipe=within(trial, minutes))
-        tried.append((train_specialist(trial, work / f"trial{number}").dice or 0.0, recipe))
-    return max(tried, key=lambda entry: entry[0])[1]
+    for network, lr in candidates:
+        folder = work / f"{network}-{lr:g}"
+        if not is_specialist(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            recipe = replace(task.recipe, network=network, optim=replace(task.recipe.optim, lr=lr))
+            precision, seconds = quicker(replace(task, recipe=recipe))
+            steps = max(FEWEST_TRIED, int(60 * minutes / seconds))
+            train_specialist(replace(task, recipe=with_steps(recipe, steps, precision)), folder)
+        card = read_card(folder)
+        pace = median(row["seconds"] for row in read_log(folder / LOG) if row["kind"] == "train")
+        tried.append(Trial(card.recipe, card.dice or 0.0, pace))
+    return sorted(tried, key=lambda trial: -trial.dice)
 
 
 def _store_plan(folder: Path, recipe: SpecialistRecipe) -> None:

@@ -23,11 +23,14 @@ from lexitome.evaluation.answering import About
 from lexitome.evaluation.leakage import check
 from lexitome.io import from_array
 from lexitome.prompts import Query, Text
+from lexitome.recipes import specialist
 from lexitome.recipes.specialist import (
     CARD,
     WEIGHTS,
+    NetworkName,
     SpecialistRecipe,
     SpecialistTask,
+    choose,
     read_card,
     task_of,
     train_specialist,
@@ -152,6 +155,21 @@ def test_finished_ones_are_kept_and_the_time_is_shared(tmp_path: Path, trained: 
     assert other.recipe == short and said[1] == "discs: 2 steps"
     planned = within(task(dataset, tmp_path / "other"), 1.0)
     assert planned.run.steps >= 60 and planned.run.validate_every >= 20 and planned.network == "BasicUNet"
+
+
+def test_candidates_are_tried_the_best_comes_first_and_trials_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(specialist, "FEWEST_TRIED", 20)  # the clock alone would let a slow machine learn nothing
+    one = task(discs(tmp_path / "discs"), tmp_path / "cache")
+    candidates: list[tuple[NetworkName, float]] = [("BasicUNet", 1e-9), ("BasicUNet", 3e-3)]
+    (tmp_path / "trials" / "BasicUNet-1e-09" / "checkpoints").mkdir(parents=True)  # was interrupted
+    best, other = choose(one, candidates, 0.001, tmp_path / "trials")
+    assert best.recipe.optim.lr == 3e-3 and best.dice > other.dice and best.seconds_per_step > 0
+    assert best.recipe.run.steps == 20 and best.recipe.side == one.recipe.side
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "trials").glob(f"*/{WEIGHTS}")}
+    assert choose(one, candidates, 0.001, tmp_path / "trials") == [best, other] and len(before) == 2
+    assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_nothing_to_train_on_and_damage_are_told(tmp_path: Path, trained: tuple[Dataset, Path]) -> None:
