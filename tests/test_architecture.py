@@ -37,7 +37,8 @@ MAY_USE_IO = frozenset({"data", "evaluation", "recipes", "api", "cli"})
 TORCH_UNITS = frozenset({"models", "losses", "training", "recipes"})
 EXTRAS = ("torch", "train", "eval", "nnunet")
 TORCH_DECLARATION = "needs torch"
-"""A module of `data` or `evaluation` may import torch if its docstring says so in these words."""
+"""A module of `DECLARING_UNITS` may import torch if its docstring says so in these words."""
+DECLARING_UNITS = frozenset({"data", "evaluation", "inference"})
 
 LONGEST_FUNCTION = 60
 LONGEST_FILE = 600
@@ -133,7 +134,7 @@ def reached_on_import(start: str, modules: Modules) -> Iterator[tuple[str, str]]
 
 def may_use_torch(module: str, tree: ast.Module) -> bool:
     declared = TORCH_DECLARATION in (ast.get_docstring(tree) or "").lower()
-    return unit_of(module) in TORCH_UNITS or (unit_of(module) in ("data", "evaluation") and declared)
+    return unit_of(module) in TORCH_UNITS or (unit_of(module) in DECLARING_UNITS and declared)
 
 
 def torch_violations(modules: Modules) -> list[str]:
@@ -285,6 +286,8 @@ def test_layer_checker_catches(modules_: Modules, word: str) -> None:
         bad(models="from lexitome.models.net import Net", models__net="import torch", models__catalog=""),
         bad(inference__segmenter="from lexitome.models import net", models__net="from torch import nn"),
         bad(data__batches='"""Batches."""\nimport torch'),
+        bad(inference__sam3='"""Large."""\nimport torch'),
+        bad(inference__segmenter="import lexitome.inference.sam3", inference__sam3='"""Needs torch."""\nimport torch'),
         {"lexitome": ast.parse("from lexitome.net import x"), "lexitome.net": ast.parse("import torchvision")},
     ],
 )
@@ -297,6 +300,7 @@ def test_torch_checker_catches(modules_: Modules) -> None:
     [
         bad(models__net="import torch", models__catalog=""),
         bad(data__batches='"""Batches. Needs torch."""\nimport torch'),
+        bad(inference__sam3='"""Large. Needs torch."""\nimport torch'),
         bad(inference__segmenter="def f():\n    import torch"),
         bad(volume="from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import torch"),
     ],

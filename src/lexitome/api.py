@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from lexitome import io
 from lexitome.errors import InputError
-from lexitome.inference.segmenter import Segmenter
-from lexitome.models.catalog import find_model
+from lexitome.inference.loading import AnySegmenter, load_segmenter
+from lexitome.models.foundation import identity
 from lexitome.prompts import Box, MaskPrompt, Point, Query, Spatial, Text
 from lexitome.segmentation import Segmentation
 from lexitome.volume import Volume
@@ -40,7 +40,7 @@ def segment(
         boxes: `Box` or (x0, y0, x1, y1[, z0, z1]), voxel coordinates of the image as read, corners included.
         points: `Point` or (x, y[, z]), voxel coordinates; a plain tuple means "inside".
         mask: a rough mask (z, y, x), of a 2D image also (y, x), to be refined; not 0 is inside.
-        model: a name of ``lexitome models``, or a folder that holds a model.
+        model: a name of ``lexitome models``, a folder or file of weights, or ``hf:OWNER/NAME`` on Hugging Face.
         threads: CPU threads; by default as many as there are cores.
         flips: average with the answers about the mirrored image, where the text names no side; takes twice as long. By
             default for pictures of concepts that validation found better so.
@@ -60,15 +60,15 @@ def segment(
         [to_point(volume, point) for point in points],
         None if mask is None else to_mask(volume, mask),
     )
-    segmenter = _segmenter(str(model), find_model(model).measure_card(), threads)
+    segmenter = _segmenter(str(model), identity(model), threads)
     return segmenter.decode(segmenter.encode(volume, queries), queries, flips=flips)
 
 
 @lru_cache(maxsize=1)
-def _segmenter(model: str, card: str, threads: int | None) -> Segmenter:
-    """Loaded once, and again when another model, told by its card, takes the place of a folder: a segmenter holds no
-    state of any image."""
-    return Segmenter.load(model, threads=threads)
+def _segmenter(model: str, known_by: str, threads: int | None) -> AnySegmenter:
+    """Loaded once, and again when another model, told by its identity, takes its place in a folder: a segmenter holds
+    no state of any image."""
+    return load_segmenter(model, threads=threads)
 
 
 def as_volume(image: Image) -> Volume:

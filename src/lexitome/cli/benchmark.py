@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lexitome.cli.answerers import model_answerer, taken
 from lexitome.cli.console import OK
+from lexitome.cli.evaluate import NoLeakageCheck
 from lexitome.cli.options import AsJson, Debug
 from lexitome.errors import InputError
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from lexitome.evaluation.beside import Block, Comparison, Heading
     from lexitome.evaluation.found_sets import FoundSet, TaskData
     from lexitome.evaluation.presets import Preset
+    from lexitome.evaluation.protocols import ProtocolSpec
 
 app = typer.Typer()
 WIDE = 200
@@ -41,7 +44,7 @@ def benchmark(  # noqa: PLR0913 - the signature is the command line
         typer.Option("--data-root", metavar="DIR", help="Folder below which the datasets lie, in any order."),
     ] = None,
     model: Annotated[
-        str, typer.Option("--model", metavar="MODEL", help="A name or a folder, as for lexitome segment.")
+        str, typer.Option("--model", metavar="MODEL", help="A name or a folder, as for lexitome evaluate.")
     ] = "compact",
     predictions: Annotated[
         Path | None,
@@ -60,6 +63,7 @@ def benchmark(  # noqa: PLR0913 - the signature is the command line
         Path | None,
         typer.Option("--output", "-o", metavar="RUN", help="Folder of the results; by default runs/NAME."),
     ] = None,
+    no_leakage_check: NoLeakageCheck = False,
     only_list: Annotated[
         bool,
         typer.Option("--list", help="Show tasks, prompts, published numbers and where the data come from, and stop."),
@@ -76,13 +80,14 @@ def benchmark(  # noqa: PLR0913 - the signature is the command line
     from lexitome.evaluation.presets import load_preset
 
     preset = load_preset(name)
-    typed = tuple(word.strip() for entry in prompts or preset.protocols for word in entry.split(",") if word.strip())
-    asked = _Asked(model, predictions, typed, limit, jobs, seed, out or Path("runs") / name)
+    asked = _Asked(
+        model, predictions, tuple(prompts or ()), limit, jobs, seed, out or Path("runs") / name, not no_leakage_check
+    )
     comparison = _compare(preset, data_root, asked, only_list=only_list)
     if as_json:
         _print_json(comparison)
     else:
-        _show(comparison, typed, listing=only_list)
+        _show(comparison, asked.specs(preset), listing=only_list)
         if not only_list:
             print(f"written: {asked.out / 'benchmark.md'}, benchmark.json, rows.csv")
             print(f"next: lexitome report {shlex.quote(str(asked.out))} -o REPORT")
@@ -91,15 +96,26 @@ def benchmark(  # noqa: PLR0913 - the signature is the command line
 
 @dataclass(frozen=True)
 class _Asked:
-    """What was typed that decides the run."""
+    """What was typed that decides the run. Without `prompts` the experiment's own protocols are asked."""
 
     model: str
     predictions: Path | None
-    protocols: tuple[str, ...]
+    prompts: tuple[str, ...]
     limit: int | None
     jobs: int | None
     seed: int
     out: Path
+    leakage: bool
+
+    def specs(self, preset: Preset) -> tuple[ProtocolSpec, ...]:
+        from lexitome.evaluation.protocols import parse_all
+
+        return parse_all(self.prompts or preset.protocols)
+
+    def specs_for(self, answerer: Answerer, preset: Preset) -> Sequence[ProtocolSpec]:
+        """What was typed, which the runner checks, or those of the experiment's that `answerer` takes."""
+        specs = self.specs(preset)
+        return specs if self.prompts else taken(specs, answerer, lambda line: print(line, file=sys.stderr))
 
 
 def _compare(preset: Preset, data_root: Path | None, asked: _Asked, *, only_list: bool) -> Comparison:
@@ -123,20 +139,18 @@ def _print_json(comparison: Comparison) -> None:
 
 
 def _run(preset: Preset, found: dict[str, FoundSet], asked: _Asked) -> Comparison:
-    from lexitome.evaluation.answering import compact_answerer
     from lexitome.evaluation.beside import as_json, compare_with_published
     from lexitome.evaluation.beside_text import as_markdown
     from lexitome.evaluation.found_sets import Selection, prepare
     from lexitome.evaluation.predictions import folder_answerer
-    from lexitome.evaluation.protocols import check_taken, parse_all
     from lexitome.evaluation.run_folder import write_json
     from lexitome.evaluation.runner import Settings, evaluate
     from lexitome.io.atomic import replacing
 
-    specs = parse_all(asked.protocols)
+    asked.specs(preset)  # a typing error shows before weights are read
     answerer: Answerer
     if asked.predictions is None:
-        answerer = compact_answerer(asked.model)
+        answerer = model_answerer(asked.model, "benchmark")
         taught = frozenset(answerer.provenance().get("trained_on") or ())
         data = prepare(preset, found, Selection(taught, asked.limit))
     else:
@@ -144,19 +158,28 @@ def _run(preset: Preset, found: dict[str, FoundSet], asked: _Asked) -> Compariso
         answerer = folder_answerer(asked.predictions, _datasets(data))
     if not data:
         raise _nothing_found(preset, found)
-    for spec in specs:
-        check_taken(spec, answerer.name, answerer.takes)
-    settings = Settings(limit=asked.limit, command=f"lexitome benchmark {preset.name}")
+    specs = asked.specs_for(answerer, preset)
+    settings = Settings(limit=asked.limit, leakage=asked.leakage, command=f"lexitome benchmark {preset.name}")
     if preset.tolerance_mm is not None:
         settings = replace(settings, tolerance_mm=preset.tolerance_mm)
     rows = evaluate(
         answerer, _datasets(data), specs, asked.out, split="test", seed=asked.seed, jobs=asked.jobs, settings=settings
     )
     comparison = compare_with_published(preset, found, data, rows, asked.seed)
+    if asked.leakage:
+        comparison = replace(comparison, notes=(*comparison.notes, _leakage(asked.out)))
     write_json(asked.out / "benchmark.json", as_json(comparison))
     with replacing(asked.out / "benchmark.md") as temporary:
         temporary.write_text(as_markdown(comparison), encoding="utf-8")
     return comparison
+
+
+def _leakage(out: Path) -> str:
+    """What the run found, in a sentence; where it did find something, also where the names are."""
+    from lexitome.evaluation.run_folder import LEAKAGE, read_object
+
+    found = read_object(out / LEAKAGE)
+    return f"Training pictures in the test sets? {found['summary']}" + (f" See {LEAKAGE}." if found["affected"] else "")
 
 
 def _datasets(data: Sequence[TaskData]) -> list[Dataset]:
@@ -173,7 +196,7 @@ def _nothing_found(preset: Preset, found: dict[str, FoundSet]) -> InputError:
     return InputError("--data-root", f"none of the {len(preset.sources)} datasets lies below it", remedy)
 
 
-def _show(comparison: Comparison, protocols: Sequence[str], *, listing: bool) -> None:
+def _show(comparison: Comparison, specs: Sequence[ProtocolSpec], *, listing: bool) -> None:
     from rich.console import Console
 
     from lexitome.evaluation.beside_text import (
@@ -185,12 +208,12 @@ def _show(comparison: Comparison, protocols: Sequence[str], *, listing: bool) ->
         remarks_of,
         where_from,
     )
-    from lexitome.evaluation.protocols import parse
 
     console = Console(width=None if sys.stdout.isatty() else WIDE, highlight=False)
     preset = comparison.preset
     console.print(f"[bold]{preset.title}[/bold]\n{preset.paper}\n{preset.url}\n", soft_wrap=True)
-    headings = headings_of(comparison, [parse(protocol).name for protocol in protocols])
+    measured = [heading.asked for heading in comparison.headings if not heading.published]
+    headings = headings_of(comparison, measured or [spec.name for spec in specs])
     for block in comparison.blocks:
         if not listing and not any(line.state == "measured" for line in block.lines):
             continue

@@ -17,6 +17,7 @@ from lexitome.errors import InputError
 
 if TYPE_CHECKING:
     from lexitome.models.catalog import ModelCard
+    from lexitome.models.foundation import FoundationModel
 
 app = typer.Typer()
 
@@ -41,12 +42,25 @@ def _cards(models: list[str] | None) -> list[ModelCard]:
 def models(models: Models = None, as_json: AsJson = False, debug: Debug = False) -> None:
     """List the models and their licences.
 
-    With the licence of the weights, whether they are for research only, and what the training data ask of users.
+    With the licence of the weights, whether they are for research only, and what the training data ask of users; of
+    foundation models whether their weights are on this machine, and where to get them.
     """
-    cards = _cards(models)
+    from lexitome.models.foundation import FOUNDATION
+
+    ours = None if models is None else [name for name in models if name not in FOUNDATION]
+    cards = _cards(ours) if ours is None or ours else []
+    brought = [known for name, known in FOUNDATION.items() if models is None or name in models]
     if as_json:
-        _print_json([describe_model(card) for card in cards])
+        _print_json([*map(describe_model, cards), *map(describe_foundation, brought)])
         return
+    if cards:
+        _print_cards(cards)
+    if brought:
+        print("\n" * bool(cards) + "Foundation models, whose weights you bring:")
+        _print_foundation(brought)
+
+
+def _print_cards(cards: Sequence[ModelCard]) -> None:
     head = ("NAME", "TIER", "SIZE", "WEIGHTS LICENCE", "RESEARCH ONLY", "SUMMARY")
     rows = [
         (c.name, c.tier, f"{c.size_mb:g} MB", c.weights_licence, "yes" if c.research_only else "no", c.summary)
@@ -57,6 +71,37 @@ def models(models: Models = None, as_json: AsJson = False, debug: Debug = False)
     for card in cards:
         if card.weights_duties:
             print(f"{card.name}: {card.weights_duties}")
+
+
+def _print_foundation(brought: Sequence[FoundationModel]) -> None:
+    from lexitome.models.foundation import is_here
+
+    here = {model.name: is_here(model.name) for model in brought}
+    head = ("NAME", "HERE", "SIZE", "WEIGHTS LICENCE", "SUMMARY")
+    rows = [
+        (m.name, "yes" if here[m.name] else "no", f"{m.size_gb:g} GB", m.licence, m.summary) for m in brought
+    ]  # fmt: skip
+    for line in align((head, *rows)):
+        print(line)
+    for model in brought:
+        print(f"{model.name}: {model.duties}.{'' if here[model.name] else f' {model.get}.'}")
+
+
+def describe_foundation(model: FoundationModel) -> dict[str, Any]:
+    """A model whose weights the user brings, JSON-able."""
+    from lexitome.models.foundation import is_here
+
+    return {
+        "name": model.name,
+        "tier": "foundation",
+        "summary": model.summary,
+        "weights_licence": model.licence,
+        "weights_duties": model.duties,
+        "size_mb": model.size_gb * 1000,
+        "here": is_here(model.name),
+        "page": model.page,
+        "get": model.get,
+    }
 
 
 def describe_model(card: ModelCard) -> dict[str, Any]:
@@ -90,6 +135,8 @@ def info(models: Models = None, as_json: AsJson = False, debug: Debug = False) -
         return
     print(f"lexitome {facts['version']}, {facts['machine']['system']}, Python {facts['machine']['python']}")
     print(f"models: {', '.join(card['name'] for card in facts['models'])}")
+    foundation = ", ".join(f"{name} ({'here' if here else 'not here'})" for name, here in facts["foundation"].items())
+    print(f"foundation models: {foundation}")
     print(f"concepts: {facts['concepts']['known']} known by name, {facts['concepts']['trained']} trained")
     for direction, formats in facts["formats"].items():
         print(f"formats to {direction}: {', '.join(formats)}")
@@ -104,11 +151,13 @@ def describe_installation(cards: Sequence[ModelCard]) -> dict[str, Any]:
     from lexitome.cli.report import machine, versions
     from lexitome.concepts import Vocabulary
     from lexitome.io.formats import IMAGE_SUFFIXES
+    from lexitome.models.foundation import FOUNDATION, is_here
 
     return {
         "version": __version__,
         "machine": machine(),
         "models": [describe_model(card) for card in cards],
+        "foundation": {name: is_here(name) for name in FOUNDATION},
         "concepts": {
             "known": len(Vocabulary.load().concepts),
             "trained": len({trained.concept for card in cards for trained in card.trained_concepts}),

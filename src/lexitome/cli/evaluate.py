@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from lexitome.cli.answerers import model_answerer, taken
 from lexitome.cli.console import OK, SOME_FAILED, Console
 from lexitome.cli.options import Debug
-from lexitome.cli.training_extra import need_packages
 from lexitome.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,7 +57,10 @@ Prompts = Annotated[
 Baselines = Annotated[
     list[str] | None,
     typer.Option(
-        "--baseline", metavar="NAME", help="Ask a baseline the same: empty, full, otsu, mean-shape; repeatable."
+        "--baseline",
+        metavar="NAME",
+        help="Ask a baseline the same: empty, full, otsu, mean-shape, or nnunet[:EPOCHS], which is trained first; "
+        "repeatable.",
     ),
 ]
 Out = Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the results.")]
@@ -131,8 +134,10 @@ def evaluate(  # noqa: PLR0913 - the signature is the command line
     asked = _Asked(datasets, protocols, split, seed, jobs, settings)
     problems = asked.run(_answerer(model, predictions, name, asked), out)
     for baseline in chosen:
-        asked.run(_baseline(baseline, datasets), out / BASELINE_RUNS / baseline)
-    _conclude(out, chosen, Console(quiet=quiet), report=not no_report)
+        place = out / BASELINE_RUNS / _folder_of(baseline)
+        answerer = _baseline(baseline, asked, place)
+        asked.run(answerer, place, taken(asked.protocols, answerer, settings.say))
+    _conclude(out, [_folder_of(baseline) for baseline in chosen], Console(quiet=quiet), report=not no_report)
     raise typer.Exit(SOME_FAILED if problems else OK)
 
 
@@ -147,52 +152,40 @@ class _Asked:
     jobs: int | None
     settings: Settings
 
-    def run(self, answerer: Answerer, out: Path) -> int:
-        """Evaluate, and return the number of problems."""
+    def run(self, answerer: Answerer, out: Path, protocols: Sequence[ProtocolSpec] = ()) -> int:
+        """Evaluate by all protocols, or by those given, and return the number of problems."""
         from lexitome.evaluation import runner
         from lexitome.evaluation.run_folder import Run
 
         runner.evaluate(
-            answerer, self.datasets, self._for(answerer), out,
+            answerer, self.datasets, protocols or self.protocols, out,
             split=self.split, seed=self.seed, jobs=self.jobs, settings=self.settings,
         )  # fmt: skip
         found = Run.load(out).info["problems"]
         return int(found["missing"] + found["failed"] + len(found["unreadable"]))
 
-    def _for(self, answerer: Answerer) -> list[ProtocolSpec]:
-        """All protocols; of a baseline those that it takes."""
-        from lexitome.evaluation.protocols import check_taken
-
-        if answerer.provenance().get("kind") != "baseline":
-            return list(self.protocols)
-        taken = []
-        for spec in self.protocols:
-            try:
-                check_taken(spec, answerer.name, answerer.takes)
-                taken.append(spec)
-            except InputError as error:
-                self.settings.say(f"note: {error.cause}: not asked")
-        if not taken:
-            check_taken(self.protocols[0], answerer.name, answerer.takes)
-        return taken
-
 
 def _check(model: str | None, predictions: Path | None, split: str, baselines: list[str]) -> None:
     from lexitome.evaluation.baselines import BASELINES
+    from lexitome.evaluation.nnunet import need_nnunet
+    from lexitome.evaluation.nnunet_answers import NAME, epochs_of
 
     if model is not None and predictions is not None:
         remedy = "Evaluate each in a run of its own, then type lexitome compare RUN RUN2."
         raise InputError("lexitome evaluate", "--model and --predictions are both given", remedy)
     if split not in ("train", "val", "test", "all"):
         raise InputError(f"--split {split}", "there is no such part", "Choose train, val, test or all.")
-    unknown = next((baseline for baseline in baselines if baseline not in BASELINES), None)
-    if unknown is not None:
-        raise InputError(f"--baseline {unknown}", "there is no such baseline", f"Choose from {', '.join(BASELINES)}.")
+    for baseline in baselines:
+        if epochs_of(baseline) is not None:
+            need_nnunet()
+        elif baseline not in BASELINES:
+            remedy = f"Choose from {', '.join((*BASELINES, NAME))}."
+            raise InputError(f"--baseline {baseline}", "there is no such baseline", remedy)
 
 
 def _answerer(model: str | None, predictions: Path | None, name: str, asked: _Asked) -> Answerer:
     if predictions is None:
-        return _model_answerer(model or "compact", name)
+        return model_answerer(model or "compact", "evaluate", name)
     from lexitome.evaluation.predictions import folder_answerer
 
     if len(asked.protocols) > 1:
@@ -201,28 +194,24 @@ def _answerer(model: str | None, predictions: Path | None, name: str, asked: _As
     return folder_answerer(predictions, asked.datasets, split=asked.split, name=name)
 
 
-def _model_answerer(model: str, name: str) -> Answerer:
-    """By what the folder holds: a U-Net specialist or several, a SAM, else a compact model by its folder or name."""
-    folder = Path(model)
-    if (folder / "specialist.json").is_file() or any(folder.glob("*/specialist.json")):
-        need_packages("evaluate")
-        from lexitome.recipes.specialist_answers import specialist_answerer
-
-        return specialist_answerer(folder, name or "specialist")
-    if (folder / "config.json").is_file():
-        need_packages("evaluate")
-        from lexitome.recipes.sam_answers import sam_answerer
-
-        return sam_answerer(folder, name or "sam")
-    from lexitome.evaluation.answering import compact_answerer
-
-    return compact_answerer(model)
+def _folder_of(baseline: str) -> str:
+    return baseline.replace(":", "-")
 
 
-def _baseline(name: str, datasets: Sequence[Dataset]) -> Answerer:
+def _baseline(name: str, asked: _Asked, place: Path) -> Answerer:
+    """
+    Args:
+        place: the run folder; nnU-Net works below it.
+    """
     from lexitome.evaluation.baselines import BASELINES
+    from lexitome.evaluation.nnunet import Options
+    from lexitome.evaluation.nnunet_answers import WORK, epochs_of, nnunet_answerer
 
-    return BASELINES[name](datasets)
+    if name in BASELINES:
+        return BASELINES[name](asked.datasets)
+    options = Options(epochs=epochs_of(name) or Options.epochs)
+    say = asked.settings.say
+    return nnunet_answerer(asked.datasets, place / WORK, options, split=asked.split, say=say)
 
 
 def _conclude(out: Path, baselines: Sequence[str], console: Console, *, report: bool) -> None:

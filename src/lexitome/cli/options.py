@@ -41,6 +41,15 @@ class SegmentType(StrEnum):
     labelmap = "labelmap"
 
 
+class Policy(StrEnum):
+    """Which of SAM3's answers is the mask: its best object, all good ones, or its map of everything that fits."""
+
+    best = "best"
+    union = "union"
+    semantic = "semantic"
+    semantic_presence = "semantic-presence"
+
+
 @dataclass(frozen=True)
 class Corners:
     """A box as typed: (x0, y0, x1, y1) or (x0, y0, x1, y1, z0, z1), voxel coordinates."""
@@ -124,6 +133,8 @@ class Settings:
     instances: bool = False
     flips: bool | None = None
     model: str = "compact"
+    policy: Policy | None = None
+    side: int | None = None
     threads: int | None = None
     fix_slices: bool = False
     overwrite: bool = True

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from lexitome import __version__
 from lexitome.cli.options import Job, Settings
-from lexitome.models.catalog import find_model
+from lexitome.models.foundation import identity
 
 if TYPE_CHECKING:
     from lexitome.segmentation import Finding, Segmentation
@@ -30,7 +30,7 @@ def request_of(job: Job, settings: Settings) -> dict[str, object]:
         "input": str(job.source),
         **asdict(job.ask),
         **{name: value for name, value in asdict(settings).items() if name not in ("threads", "overwrite")},
-        "model_card_sha256": find_model(settings.model).measure_card(),
+        "model_card_sha256": identity(settings.model),
     }
 
 

@@ -18,7 +18,7 @@ from lexitome.cli.report import lines, make_report, request_of
 from lexitome.cli.staging import REPORT, finished, staged
 
 if TYPE_CHECKING:
-    from lexitome.inference.segmenter import Segmenter
+    from lexitome.inference.loading import AnySegmenter
     from lexitome.io.write import Written
     from lexitome.prompts import Query
     from lexitome.segmentation import Segmentation
@@ -53,16 +53,14 @@ def run_jobs(jobs: Sequence[Job], settings: Settings, console: Console) -> int:
     Raises:
         InputError: there is no such model, or the only job failed.
     """
-    from lexitome.models.catalog import find_model
+    from lexitome.inference.loading import check_model, load_segmenter
 
-    find_model(settings.model)
+    check_model(settings.model)
 
     @cache
-    def load() -> Segmenter:
+    def load() -> AnySegmenter:
         """Once, and only when an input could be read: a typo in a path should not wait for weights."""
-        from lexitome.inference.segmenter import Segmenter
-
-        return Segmenter.load(settings.model, threads=settings.threads)
+        return load_segmenter(settings.model, threads=settings.threads, policy=settings.policy, side=settings.side)
 
     if len(jobs) == 1:
         with _progress(console) as show:
@@ -83,7 +81,7 @@ def run_jobs(jobs: Sequence[Job], settings: Settings, console: Console) -> int:
 
 
 def _report_job(
-    job: Job, settings: Settings, load: Callable[[], Segmenter], console: Console, show: Show | None = None
+    job: Job, settings: Settings, load: Callable[[], AnySegmenter], console: Console, show: Show | None = None
 ) -> None:
     if not settings.overwrite and finished(job.folder, request_of(job, settings)):
         console.note(f"{job.source}: done earlier, see {job.folder / REPORT}")
@@ -97,7 +95,7 @@ def _report_job(
 
 
 def run_job(
-    job: Job, settings: Settings, load: Callable[[], Segmenter], show: Show | None = None
+    job: Job, settings: Settings, load: Callable[[], AnySegmenter], show: Show | None = None
 ) -> tuple[Segmentation, dict[str, object]]:
     """Segment one input and write everything that was asked for into the job's folder; `show` is told of its slices.
 

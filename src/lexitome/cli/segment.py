@@ -17,6 +17,7 @@ from lexitome.cli.options import (
     Format,
     Frame,
     Job,
+    Policy,
     SegmentType,
     Series,
     Settings,
@@ -83,7 +84,22 @@ Flips = Annotated[
     ),
 ]
 Model = Annotated[
-    str, typer.Option("--model", "-m", metavar="NAME|DIR", help="See `lexitome models`; or the folder of a model.")
+    str,
+    typer.Option(
+        "--model", "-m", metavar="NAME|PATH", help="See `lexitome models`; or the folder or file of a model's weights."
+    ),
+]
+PolicyOption = Annotated[
+    Policy | None,
+    typer.Option(
+        "--policy",
+        metavar="POLICY",
+        help="SAM3: which answer is the mask: best, union, semantic or semantic-presence. By default as trained.",
+    ),
+]
+Side = Annotated[
+    int | None,
+    typer.Option("--side", min=1, metavar="PIXELS", help="SAM3: size at which it looks; 560 is quicker than 1008."),
 ]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads. By default all cores.")
@@ -110,6 +126,8 @@ def segment(  # noqa: PLR0913 - the signature is the command line
     flips: Flips = None,
     report: ReportOption = False,
     model: Model = "compact",
+    policy: PolicyOption = None,
+    side: Side = None,
     threads: Threads = None,
     series: Series = None,
     frame: Frame = None,
@@ -138,6 +156,8 @@ def segment(  # noqa: PLR0913 - the signature is the command line
         instances=instances,
         flips=flips,
         model=model,
+        policy=policy,
+        side=side,
         threads=threads,
         fix_slices=fix_slices,
         overwrite=not no_overwrite,

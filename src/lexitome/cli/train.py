@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from lexitome.cli import train_sam3
 from lexitome.cli.console import OK
 from lexitome.cli.options import Debug
 from lexitome.cli.training_extra import CACHE, need_packages
@@ -46,7 +47,8 @@ def train(  # noqa: PLR0913 - the signature is the command line
         str | None,
         typer.Argument(
             metavar="[RECIPE]",
-            help="compact, compact-open, or unet (a MONAI U-Net for each set); by default planned.",
+            help="compact, compact-open, unet (a MONAI U-Net for each set), sam3, medical-sam3, or small-sam3 (a small "
+            "SAM3 from random weights); by default planned.",
         ),
     ] = None,
     data: Annotated[
@@ -60,7 +62,10 @@ def train(  # noqa: PLR0913 - the signature is the command line
     start: Annotated[
         str | None,
         typer.Option(
-            "--start", metavar="MODEL", help="Model to teach on: a name, a folder, or imagenet; else compact."
+            "--start",
+            metavar="MODEL",
+            help="Model to teach on: a name, a folder, or imagenet; else compact. "
+            "For recipes of SAM3 weights of SAM3, or random:small.",
         ),
     ] = None,
     settings: Annotated[
@@ -107,6 +112,9 @@ def _begin(asked: Request, out: Path, cache: Path, *, plan_only: bool) -> None:
         return
     if not plan_only:
         _refuse_old_run(out)
+    if asked.recipe in train_sam3.NAMES:
+        train_sam3.begin(asked, out, cache, _say, plan_only=plan_only)
+        return
     job, datasets = _planned(asked) if asked.recipe is None else _listed(asked)
     if plan_only:
         if asked.recipe is None:
@@ -157,6 +165,9 @@ def _continue(out: Path, cache: Path) -> None:
     from lexitome.recipes import run
     from lexitome.recipes.machine import usable_cores
 
+    if train_sam3.is_run(out):
+        train_sam3.go_on(out, cache, _say)
+        return
     if any(out.glob(f"*/{run.RECIPE}")) and not (out / run.RECIPE).is_file():
         raise InputError(out, "holds specialists", "Type the command that began them again: it continues them.")
     job = run.Job.load(out)
@@ -177,7 +188,8 @@ def _listed(asked: Request) -> tuple[Job, list[Dataset]]:
     from lexitome.recipes.overrides import override
 
     if asked.recipe not in RECIPES:
-        remedy = f"Choose from {', '.join((*RECIPES, UNET))}, or leave it out and let one be planned from --data."
+        names = ", ".join((*RECIPES, UNET, *train_sam3.NAMES))
+        remedy = f"Choose from {names}, or leave it out and let one be planned from --data."
         raise InputError("lexitome train", f"there is no recipe {asked.recipe!r}", remedy)
     recipe = RECIPES[asked.recipe]()
     recipe = override(replace(recipe, start=asked.start or recipe.start), asked.settings)
@@ -262,12 +274,12 @@ def _report(card: dict, source: BatchSource, out: Path) -> None:
 
 
 def _start(typed: str | None) -> str | None:
-    """A folder as --resume will find it from anywhere."""
+    """A folder or file as --resume will find it from anywhere."""
     from lexitome.models.catalog import CATALOG
     from lexitome.recipes.compact import IMAGENET
 
-    is_folder = typed is not None and typed not in (*CATALOG, IMAGENET) and Path(typed).is_dir()
-    return str(Path(typed).resolve()) if typed is not None and is_folder else typed
+    is_path = typed is not None and typed not in (*CATALOG, IMAGENET) and Path(typed).exists()
+    return str(Path(typed).resolve()) if typed is not None and is_path else typed
 
 
 def _paths(asked: Request) -> tuple[str, ...]:

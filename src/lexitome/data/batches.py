@@ -80,7 +80,7 @@ class Question:
 class Picture:
     """One augmented picture, its queries, and for each of them the object ids at half resolution (None: not known)."""
 
-    pixels: Tensor  # (3, S, S)
+    pixels: Tensor  # (3, S, S) float32, 0..255
     unjudged: NDArray[np.bool_]  # (S, S)
     questions: list[Question]
     objects: list[NDArray[np.int32] | None]
@@ -127,10 +127,13 @@ class BatchSource:
         self.far = [surely_absent(d, datasets, same_family=False) or foreign(d, strangers) for d in datasets]
         self.row_chance = [_row_chances(s, r) for s, r in zip(self.sets, self.rows, strict=True)]
 
+    def phrases(self) -> list[str]:
+        """Every name and synonym of the sets."""
+        return sorted({p for s in self.sets for t in s.dataset.targets for p in (t.name, *t.synonyms)})
+
     def phrase_vectors(self) -> Tensor:
         """(N, T) vectors of every name and synonym of the sets."""
-        phrases = {p for s in self.sets for t in s.dataset.targets for p in (t.name, *t.synonyms)}
-        return torch.from_numpy(self.text.embed(sorted(phrases)))
+        return torch.from_numpy(self.text.embed(self.phrases()))
 
     def size_of(self, step: int, share: Mapping[str, float]) -> Size:
         """The size class of a step, drawn by `share` from those that have sets."""
@@ -140,10 +143,14 @@ class BatchSource:
         rng = np.random.default_rng((self.seed, step))
         return SIZES[int(rng.choice(len(SIZES), p=chances / chances.sum()))]
 
-    def batch(self, step: int, draw: Draw, indices: range) -> Batch:
-        """The pictures `indices` (of ``draw.images``) of a step."""
+    def pictures(self, step: int, draw: Draw, indices: range) -> list[Picture]:
+        """The pictures `indices` (of ``draw.images``) of a step, with the words of their queries."""
         # Not `index`: numpy takes (seed, step, 0) for (seed, step), which has drawn the size class.
-        drawn = [self._picture(draw, np.random.default_rng((self.seed, step, index + 1))) for index in indices]
+        return [self._picture(draw, np.random.default_rng((self.seed, step, index + 1))) for index in indices]
+
+    def batch(self, step: int, draw: Draw, indices: range) -> Batch:
+        """`pictures` as the compact model is given them."""
+        drawn = self.pictures(step, draw, indices)
         questions = [question for picture in drawn for question in picture.questions]
         objects = [ids for picture in drawn for ids in picture.objects]
         half = draw.side // 2

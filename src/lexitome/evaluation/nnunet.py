@@ -1,5 +1,5 @@
 """nnU-Net v2 as an opponent, through its own command line: convert, plan, train, predict; its masks are then scored as
-any folder of predictions (`evaluation.predictions`).
+any folder of predictions (`evaluation.nnunet_answers`). Pictures and volumes, the grid of a volume as its affine.
 
 Source: Isensee et al., Nature Methods 2021; nnU-Net 2.8, documentation/dataset_format.md and extending_nnunet.md. What
 is ours: the split (fold 0 is the project's train and val part), the length (a trainer class in a file of its own, which
@@ -32,6 +32,7 @@ from PIL import Image
 from lexitome.data.cases import read_case
 from lexitome.data.dataset import UNKNOWN_CODE, Case, Dataset
 from lexitome.errors import InputError
+from lexitome.evaluation.reference import cases_of, data_hash
 from lexitome.evaluation.run_folder import write_json
 from lexitome.io.atomic import replacing
 from lexitome.volume import Volume
@@ -62,6 +63,7 @@ class Options:
     """Args:
     configuration: "2d", "3d_fullres", ...; "" takes 2d for pictures and 3d_fullres for volumes.
     epochs, iterations: iterations of an epoch; nnU-Net's own length is 1000 x 250.
+    device: None takes a CUDA device where there is one, else the CPU.
     processes: for preprocessing and augmentation.
     mirror: average predictions of mirrored images, as nnU-Net does by default.
     """
@@ -69,9 +71,18 @@ class Options:
     configuration: str = ""
     epochs: int = 100
     iterations: int = 250
-    device: Literal["cpu", "cuda", "mps"] = "cpu"
+    device: Literal["cpu", "cuda", "mps"] | None = None
     processes: int = 2
     mirror: bool = True
+
+    @property
+    def on(self) -> str:
+        """The device, chosen."""
+        if self.device is not None:
+            return self.device
+        import torch  # nnU-Net brings it
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "iterations", "processes"):
@@ -89,12 +100,14 @@ class Converted:
         classes: code of the dataset to nnU-Net's label, 1 and up without gaps.
         cases: part to {nnU-Net's name of a case: ours}.
         left_out: training cases that are only partly annotated: nnU-Net takes what is not drawn for background.
+        data: hash of all files and of who is in which part.
     """
 
     identifier: str
     ending: str
     classes: dict[int, int]
     cases: dict[str, dict[str, str]]
+    data: str
     left_out: tuple[str, ...] = ()
 
 
@@ -113,10 +126,6 @@ class Work:
     def preprocessed(self) -> Path:
         return self.root / "preprocessed" / self.identifier
 
-    @property
-    def predictions(self) -> Path:
-        return self.root / "predictions"
-
     def environment(self, options: Options) -> dict[str, str]:
         """What nnU-Net reads its folders, its processes and the length of our trainer from."""
         folders = {"nnUNet_raw": "raw", "nnUNet_preprocessed": "preprocessed", "nnUNet_results": "results",
@@ -127,13 +136,18 @@ class Work:
         return {**paths, **{name: str(number) for name, number in numbers.items()}, "MPLBACKEND": "Agg"}
 
 
-def run_nnunet(dataset: Dataset, work: Path, options: Options | None = None, *, split: str = "test") -> Path:
+def run_nnunet(
+    dataset: Dataset, work: Path, options: Options | None = None, *, split: str = "test", masks: Path | None = None
+) -> Path:
     """Train nnU-Net on the training part of `dataset`, predict the part `split`, and return the folder of masks for
     `predictions.folder_answerer`.
 
+    Args:
+        masks: that folder; by default work/predictions.
+
     Raises:
-        InputError: nnU-Net is not installed, the data do not fit it, or one of its commands failed; says where its own
-            words are.
+        InputError: nnU-Net is not installed, the data do not fit it, `work` holds another run, or one of its commands
+            failed; says where its own words are.
     """
     need_nnunet()
     options = options or Options()
@@ -146,7 +160,7 @@ def run_nnunet(dataset: Dataset, work: Path, options: Options | None = None, *, 
         if name == "train":
             write_splits(place, converted)
         run(name, command, place, options)
-    return collect(dataset, place, converted)
+    return collect(dataset, place, converted, masks or work / "predictions")
 
 
 def need_nnunet() -> None:
@@ -161,16 +175,20 @@ def convert(dataset: Dataset, work: Path, split: str = "test") -> Converted:
     channel. Pixels that nobody judged get the label "ignore".
 
     Raises:
-        InputError: no complete training case, or no case in `split`.
+        InputError: no complete training case, no case in `split`, or `work` was written for other data.
     """
     note = work / "converted.json"
+    data = "-".join(data_hash(cases_of(dataset, part)) for part in ("train", "val", split))
     if note.is_file():
-        return _stored(note)
+        stored = _stored(note)
+        if stored.data != data:
+            raise InputError(work, "holds a run on other images, masks or parts", "Choose another folder.")
+        return stored
     partial = tuple(c.stem for c in dataset.cases if c.split in ("train", "val") and c.unknown_labels)
     chosen = {
         part: [c for c in dataset.cases if c.split == part and c.stem not in partial] for part in ("train", "val")
     }
-    chosen["test"] = [c for c in dataset.cases if c.split == split]
+    chosen["test"] = cases_of(dataset, split)
     if not chosen["train"] or not chosen["test"]:
         part = "train" if not chosen["train"] else split
         raise InputError(dataset.root, f"has no completely annotated case in {part}", "nnU-Net needs some.")
@@ -178,7 +196,8 @@ def convert(dataset: Dataset, work: Path, split: str = "test") -> Converted:
     ending = ".png" if dataset.dims == 2 and first.array.dtype == np.uint8 else ".nii.gz"
     codes = sorted({code for target in dataset.targets for code in target.codes})
     classes = {code: number for number, code in enumerate(codes, start=1)}
-    converted = Converted(f"Dataset{NUMBER}_{_plain(dataset.name)}", ending, classes, _numbered(chosen), partial)
+    identifier = f"Dataset{NUMBER}_{_plain(dataset.name)}"
+    converted = Converted(identifier, ending, classes, _numbered(chosen), data, partial)
     place = Work(work, converted.identifier)
     shutil.rmtree(place.raw, ignore_errors=True)
     channels = first.array.shape[0]
@@ -267,11 +286,11 @@ def commands(work: Work, options: Options, configuration: str) -> dict[str, list
         "-p",
         PLANS,
         "-device",
-        options.device,
+        options.on,
         "--c",
     ]
     predict = ["nnUNetv2_predict", "-i", str(work.raw / "imagesTs"), "-o", str(work.root / "predicted"), "-d", number,
-               "-c", configuration, "-f", "0", "-tr", TRAINER, "-p", PLANS, "-device", options.device, "-npp", "1",
+               "-c", configuration, "-f", "0", "-tr", TRAINER, "-p", PLANS, "-device", options.on, "-npp", "1",
                "-nps", "1", "--disable_progress_bar", "--continue_prediction"]  # fmt: skip
     return {"plan": plan, "train": train, "predict": predict + ([] if options.mirror else ["--disable_tta"])}
 
@@ -286,10 +305,13 @@ def run(name: str, command: Sequence[str], work: Work, options: Options) -> None
     """One command of nnU-Net; its words go to `NAME.log`. What has ended well is not repeated.
 
     Raises:
-        InputError: it failed.
+        InputError: it failed, or it ended well for another length of training.
     """
     done, log = work.root / f"{name}.done", work.root / f"{name}.log"
+    length = {"epochs": options.epochs, "iterations": options.iterations}
     if done.is_file():
+        if json.loads(done.read_text(encoding="utf-8"))["length"] != length:
+            raise InputError(work.root, "holds a run of another length", "Choose another folder.")
         return
     beside = Path(sysconfig.get_path("scripts")) / command[0]
     typed = [str(beside) if beside.is_file() else command[0], *command[1:]]
@@ -304,23 +326,24 @@ def run(name: str, command: Sequence[str], work: Work, options: Options) -> None
         said = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         cause = f"failed with code {code} ({said[-1] if said else 'it said nothing'})"
         raise InputError(command[0], cause, f"Its words are in {log}.")
-    write_json(done, list(command))
+    write_json(done, {"command": list(command), "length": length})
 
 
-def collect(dataset: Dataset, work: Work, converted: Converted) -> Path:
-    """Its label maps under our names, and what their values mean; what it did not write stays missing."""
-    work.predictions.mkdir(parents=True, exist_ok=True)
+def collect(dataset: Dataset, work: Work, converted: Converted, masks: Path) -> Path:
+    """Its label maps under our names in `masks`, and what their values mean; what it did not write stays missing."""
+    masks.mkdir(parents=True, exist_ok=True)
     for name, stem in converted.cases["test"].items():
         path = work.root / "predicted" / f"{name}{converted.ending}"
         if path.is_file():
-            with replacing(work.predictions / f"{stem}{converted.ending}") as temporary:
+            with replacing(masks / f"{stem}{converted.ending}") as temporary:
                 shutil.copyfile(path, temporary)
     values = {target.name: [converted.classes[code] for code in target.codes] for target in dataset.targets}
-    write_json(work.predictions / "labels.json", values)
-    return work.predictions
+    write_json(masks / "labels.json", values)
+    return masks
 
 
 def _stored(path: Path) -> Converted:
     entry = json.loads(path.read_text(encoding="utf-8"))
     classes = {int(code): number for code, number in entry["classes"].items()}
-    return Converted(entry["identifier"], entry["ending"], classes, entry["cases"], tuple(entry["left_out"]))
+    left_out = tuple(entry["left_out"])
+    return Converted(entry["identifier"], entry["ending"], classes, entry["cases"], entry["data"], left_out)

@@ -41,22 +41,22 @@ class SliceAnswer:
             at most those of the volume, since the views have to meet on one grid.
         shares: how many views are averaged.
 
-    ``probability`` is float16, since a volume's answers must not fill the memory; in a volume a slice that does not
-    show the target counts as 0. ``presence`` (slice,) is 0.5 at the threshold that was chosen on validation data,
-    whatever the concept. ``certain`` (slice,) says where the mask speaks for itself, see `is_certain`. ``centres`` is
-    kept of 2D images only.
+    ``probability`` of a volume is float16, since its answers must not fill the memory (of a picture float32, which is
+    quicker to write); in a volume a slice that does not show the target counts as 0. ``presence`` (slice,) is 0.5 at
+    the threshold that was chosen on validation data, whatever the concept. ``certain`` (slice,) says where the mask
+    speaks for itself, see `is_certain`. ``centres`` is kept of 2D images only.
     """
 
     view: View
     grid: tuple[int, int, int]
     shares: int = 1
-    probability: NDArray[np.float16] = field(init=False)
+    probability: NDArray[np.floating] = field(init=False)
     presence: NDArray[np.float32] = field(init=False)
     certain: NDArray[np.bool_] = field(init=False)
     centres: CentreMaps | None = None
 
     def __post_init__(self) -> None:
-        self.probability = np.zeros(self.grid, np.float16)
+        self.probability = np.zeros(self.grid, np.float32 if self.is_picture else np.float16)
         self.presence = np.zeros(self.grid[0], np.float32)
         self.certain = np.zeros(self.grid[0], np.bool_)
 
@@ -91,7 +91,7 @@ class SliceAnswer:
         first, end = index * len(cells) / slices, (index + 1) * len(cells) / slices
         for cell in range(int(first), min(math.ceil(end), len(cells))):
             overlap = min(end, cell + 1) - max(first, cell)
-            cells[cell] += (plane * (overlap / self.shares)).astype(np.float16)
+            cells[cell] += (plane * (overlap / self.shares)).astype(cells.dtype)
 
 
 def is_certain(probability: NDArray[np.float32]) -> bool:

@@ -306,7 +306,7 @@ def _on_grid(volume: Volume, answer: SliceAnswer, question: Question) -> NDArray
     return back if question.within is None else np.where(question.within, back, np.float16(0))
 
 
-def _mean_inside(probability: NDArray[np.float16], mask: NDArray[np.bool_], pointed: Collection[int]) -> float:
+def _mean_inside(probability: NDArray[np.floating], mask: NDArray[np.bool_], pointed: Collection[int]) -> float:
     """Mean of (slice, h, w) probabilities, smoothed, inside a (slice, H, W) mask; 0 where that is empty."""
     total = 0.0
     for index in range(len(mask)):

@@ -14,11 +14,17 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from lexitome.cli import benchmark
+from lexitome.data.sources.folder import load_dataset
+from lexitome.data.trained_on import FILE as TRAINED_ON
+from lexitome.data.trained_on import fingerprints
 from lexitome.errors import InputError
 from lexitome.evaluation.rows import read_csv
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from tiny_sets import disc, painted, save_set
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "inference"))
+from tiny_model import Bright, write_model
 
 SIDE = 24
 
@@ -98,6 +104,47 @@ def test_run_on_predictions(command: typer.Typer, root: Path, predictions: Path,
     assert "| PH2 | 6 images | 100.0" in (run / "benchmark.md").read_text()
     before = (run / "rows.csv").read_bytes()
     assert typed(command, *asked) == output and (run / "rows.csv").read_bytes() == before  # nothing is measured again
+
+
+def test_training_pictures_are_looked_for(command: typer.Typer, root: Path, tmp_path: Path) -> None:
+    """The model was taught one of the two sets: its pictures are found and named."""
+    model = write_model(tmp_path / "model", Bright())
+    taught = fingerprints([load_dataset(root / "CVC-ClinicDB")], ["train", "val", "test"])
+    (model / TRAINED_ON).write_bytes(taught.to_bytes())
+    asked = ("medical-sam3", "--data-root", root, "--model", model, "--prompts", "text", "--jobs", 1)
+    output = typed(command, *asked, "-o", tmp_path / "run")
+    assert "Training pictures in the test sets?" in output and "See leakage.json." in output
+    found = json.loads((tmp_path / "run" / "leakage.json").read_text())
+    about = {entry["dataset"]: entry for entry in found["sets"]}["CVC-ClinicDB"]
+    assert about["affected"] == about["cases"] > 0
+    notes = json.loads((tmp_path / "run" / "benchmark.json").read_text())["notes"]
+    assert any(found["summary"] in note for note in notes)
+    assert found["summary"] in (tmp_path / "run" / "benchmark.md").read_text()
+    output = typed(command, *asked, "-o", tmp_path / "other", "--no-leakage-check")
+    assert "Training pictures" not in output and not (tmp_path / "other" / "leakage.json").exists()
+
+
+def test_run_of_specialists(command: typer.Typer, root: Path, tmp_path: Path) -> None:
+    """What `lexitome train unet` wrote is asked for the paper's targets; not by boxes, which it does not take."""
+    pytest.importorskip("monai")
+    from lexitome.recipes.specialist import SpecialistRecipe, train_specialists
+    from lexitome.training.engine import RunConfig
+
+    recipe = SpecialistRecipe("BasicUNet", side=32, images=2, run=RunConfig(2, threads=1, precision="fp32"))
+    dataset = load_dataset(root / "CVC-ClinicDB")
+    train_specialists([dataset], tmp_path / "unets", tmp_path / "cache", recipe, minutes=None)
+    shutil.rmtree(root / "external")
+    asked = ["benchmark", "medical-sam3", "--data-root", str(root), "--model", str(tmp_path / "unets"), "--jobs", "1"]
+    done = CliRunner().invoke(command, [*asked, "-o", str(tmp_path / "run")], catch_exceptions=False)
+    assert "note: specialist does not take boxes, which oracle-box gives: not asked" in done.stderr
+    rows = read_csv(tmp_path / "run" / "rows.csv")
+    assert rows and {row.status for row in rows} == {"ok"} and {row.protocol for row in rows} == {"text"}
+    assert {row.case for row in rows} == {
+        c.stem for c in dataset.cases if c.split == "test"
+    }  # it was taught the others
+    assert "specialist" in done.stdout and "Training pictures in the test sets?" in done.stdout
+    with pytest.raises(InputError, match="does not take boxes"):
+        CliRunner().invoke(command, [*asked, "--prompts", "box"], catch_exceptions=False)
 
 
 def test_run_of_the_built_in_model(command: typer.Typer, root: Path, tmp_path: Path) -> None:

@@ -83,7 +83,8 @@ def test_masks_of_another_tool_and_what_is_wrong_with_them(data: Path, tmp_path:
         ([], "--data is missing"),
         (["--data", "DATA", "--model", "m", "--predictions", "p"], "--model and --predictions are both given"),
         (["--data", "DATA", "--split", "tset"], "there is no such part"),
-        (["--data", "DATA", "--baseline", "otus"], "Choose from empty, full, otsu, mean-shape"),
+        (["--data", "DATA", "--baseline", "otus"], "Choose from empty, full, otsu, mean-shape, nnunet"),
+        (["--data", "DATA", "--baseline", "nnunet:x"], "'x' is no number of epochs"),
         (["--data", "DATA", "--prompts", "bix"], "there is no such protocol"),
         (["--data", "DATA", "--prompts", "exemplar"], "does not take exemplars"),
         (["--data", "DATA", "--model", "nope"], "there is no such model"),
@@ -99,6 +100,13 @@ def test_what_cannot_be_run_is_said_in_one_line(data: Path, tmp_path: Path, word
     with pytest.raises(InputError, match=message) as caught:
         typed(*given, "-o", str(tmp_path / "run"))
     assert "\n" not in str(caught.value) and not (tmp_path / "run").exists()
+
+
+def test_nnunet_as_a_baseline_needs_something_to_learn_from(data: Path, model: str, tmp_path: Path) -> None:
+    pytest.importorskip("nnunetv2")
+    words = ("--data", data / "organs", "--model", model, "--limit", "1", "--jobs", "1", "--no-report", "-o", tmp_path)
+    with pytest.raises(InputError, match="has no training part for nnU-Net"):
+        typed(*words, "--baseline", "nnunet:2")
 
 
 def test_intervals_in_words() -> None:

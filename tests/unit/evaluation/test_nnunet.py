@@ -20,7 +20,11 @@ from lexitome.errors import InputError
 from lexitome.evaluation import nnunet
 from lexitome.evaluation.answering import About
 from lexitome.evaluation.nnunet import Options, Work, collect, commands, convert, run_nnunet, write_splits
+from lexitome.evaluation.nnunet_answers import epochs_of, nnunet_answerer
 from lexitome.evaluation.predictions import folder_answerer
+from lexitome.evaluation.protocols import parse_all
+from lexitome.evaluation.run_folder import Run
+from lexitome.evaluation.runner import Settings, evaluate
 from lexitome.prompts import Query, Text
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
@@ -116,7 +120,7 @@ def test_its_masks_are_scored_under_our_names(tmp_path: Path) -> None:
         codes = read_case(cases[stem])[1][0]
         labels = sum((codes == code) * number for code, number in converted.classes.items())
         Image.fromarray(np.asarray(labels, np.uint8)).save(work.root / "predicted" / f"{name}.png")
-    answerer = folder_answerer(collect(dataset, work, converted), [dataset])
+    answerer = folder_answerer(collect(dataset, work, converted, work.root / "predictions"), [dataset])
     assert not answerer.extra
     for i, stem in enumerate(converted.cases["test"].values()):
         volume, codes = read_case(cases[stem])
@@ -143,6 +147,59 @@ def test_a_failure_names_the_log_and_is_tried_again(tmp_path: Path) -> None:
 def test_no_length_below_one(name: str) -> None:
     with pytest.raises(InputError, match="is below 1"):
         Options(**{name: 0})  # type: ignore[arg-type]
+
+
+def test_a_folder_is_for_one_run(tmp_path: Path) -> None:
+    dataset = blobs(tmp_path / "blobs")
+    convert(dataset, tmp_path / "work")
+    with pytest.raises(InputError, match="other images, masks or parts"):
+        convert(dataset, tmp_path / "work", "val")
+    moved = tuple(replace(case, split="train") if case.split == "val" else case for case in dataset.cases)
+    with pytest.raises(InputError, match="other images, masks or parts"):
+        convert(replace(dataset, cases=moved), tmp_path / "work")
+    nnunet.run("train", [sys.executable, "-c", ""], Work(tmp_path / "work"), Options(epochs=2))
+    with pytest.raises(InputError, match="of another length"):
+        nnunet.run("train", [sys.executable, "-c", ""], Work(tmp_path / "work"), Options(epochs=3))
+
+
+def test_the_length_is_part_of_its_name_as_a_baseline(tmp_path: Path) -> None:
+    assert epochs_of("nnunet") == Options().epochs and epochs_of("nnunet:7") == 7
+    assert epochs_of("otsu") is None and epochs_of("nnunetv1") is None
+    for wrong in ("nnunet:", "nnunet:0", "nnunet:many"):
+        with pytest.raises(InputError, match="no number of epochs"):
+            epochs_of(wrong)
+    external = blobs(tmp_path / "blobs")
+    external = replace(external, cases=tuple(replace(case, split="test") for case in external.cases))
+    with pytest.raises(InputError, match="no training part"):
+        nnunet_answerer([external], tmp_path / "work")
+
+
+@pytest.mark.slow
+def test_volumes_by_its_own_commands_scored_in_mm(tmp_path: Path) -> None:
+    """Anisotropic, oblique volumes through the whole of it: nnU-Net plans for the spacing of the affine, its masks lie
+    where the images do and are scored by the runner."""
+    pytest.importorskip("nnunetv2")
+    turn = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1.0]]) @ np.diag([-1.0, -1.5, 3.0])
+    affine = np.block([[turn, np.array([[5.0], [-3.0], [40.0]])], [np.zeros((1, 3)), np.ones((1, 1))]])
+    rng, cases = np.random.default_rng(0), {}
+    z, y, x = np.mgrid[:12, :32, :32]
+    for i in range(6):
+        centre = rng.integers(11, 21, 2)
+        mask = ((3 * (z - 6)) ** 2 + (y - centre[0]) ** 2 + (x - centre[1]) ** 2 < 80).astype(np.uint8)
+        cases[f"scan {i}"] = (300.0 * mask + rng.normal(0, 30, mask.shape)).astype(np.int16), mask
+    dataset = load_dataset(save_set(tmp_path / "scans", cases, {1: "spleen"}, "MRI", affine=affine, dims=3))
+    parts = ("train", "train", "train", "val", "test", "test")
+    dataset = replace(dataset, cases=tuple(replace(c, split=p) for c, p in zip(dataset.cases, parts, strict=True)))
+    options = Options(epochs=6, iterations=10, processes=1, device="cpu", mirror=False)
+    answerer = nnunet_answerer([dataset], tmp_path / "work", options, say=lambda line: None)
+    plans = json.loads(next((tmp_path / "work" / "scans" / "preprocessed").glob("*/nnUNetPlans.json")).read_text())
+    np.testing.assert_allclose(plans["original_median_spacing_after_transp"], [3.0, 1.5, 1.0], rtol=1e-4)
+    rows = evaluate(answerer, [dataset], parse_all(["text"]), tmp_path / "run", jobs=1, settings=Settings(quiet=True))
+    assert [row.status for row in rows] == ["ok", "ok"] and {row.length for row in rows} == {"mm"}
+    assert {row.model for row in rows} == {"nnU-Net (6 epochs)"}
+    assert min(row.metrics["dice"] or 0 for row in rows) > 0.5
+    info = Run.load(tmp_path / "run")
+    assert info.info["model"]["kind"] == "baseline" and info.leakage is not None and info.leakage["checked"]
 
 
 @pytest.mark.slow

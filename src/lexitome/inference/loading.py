@@ -1,0 +1,74 @@
+"""The segmenter of a model, whatever its family: what the command line and the Python function ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from lexitome.errors import InputError
+from lexitome.inference.segmenter import Segmenter
+from lexitome.models.foundation import FOUNDATION, NEEDS, kind_of, locate
+from lexitome.prompts import Query
+from lexitome.segmentation import Segmentation
+from lexitome.volume import Volume
+
+
+class AnySegmenter(Protocol):
+    """The two steps of `inference.segmenter.Segmenter`. What `encode` returns is for the `decode` of the same one."""
+
+    def encode(self, volume: Volume, queries: Sequence[Query] = (), /) -> Any: ...
+
+    def decode(
+        self,
+        encoded: Any,
+        queries: Sequence[Query],
+        /,
+        *,
+        flips: bool | None = None,
+        probabilities: bool = False,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Segmentation: ...
+
+
+def check_model(model: str | Path) -> None:
+    """Refuse what `load_segmenter` would refuse, as far as that can be told without loading or downloading.
+
+    Raises:
+        InputError: there is no such model, or its weights are not on this machine.
+    """
+    if kind_of(model) == "sam":
+        remedy = f"Choose another model, or type: lexitome evaluate --model {model}"
+        raise InputError(f"model {str(model)!r}", "SAM takes boxes alone, and serves as a baseline only", remedy)
+    if str(model) in FOUNDATION:
+        locate(model)
+
+
+def load_segmenter(
+    model: str | Path = "compact", *, threads: int | None = None, policy: str | None = None, side: int | None = None
+) -> AnySegmenter:
+    """
+    Args:
+        model: a name of the catalog or of `models.foundation`, a folder or file of weights, or `hf:OWNER/NAME`.
+        threads: CPU threads; by default every core.
+        policy: which of SAM3's answers is the mask, see `models.sam3.settings.Policy`; by default as its weights say.
+        side: of the square picture SAM3 sees, in pixels; by default as it was trained.
+
+    Raises:
+        InputError: no such model, or its weights are not here; packages are missing; an option it does not have.
+        ValueError: the weights on disk are not the ones the card describes.
+    """
+    check_model(model)
+    if kind_of(model) == "compact":
+        for option, value in (("--policy", policy), ("--side", side)):
+            if value is not None:
+                raise InputError(option, f"is an option of SAM3, which {str(model)!r} is not", "Leave it out.")
+        return Segmenter.load(model, threads=threads)
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"model {str(model)!r}", f"needs {error.name}, which is not installed", NEEDS) from error
+    from lexitome.inference.sam3_segmenter import Sam3Segmenter
+
+    return Sam3Segmenter.load(model, threads=threads, policy=policy, side=side)  # type: ignore[arg-type] # it checks

@@ -1,0 +1,81 @@
+"""From weights to a `Sam3Segmenter` (needs torch and transformers)."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from lexitome.data.feature_cache import FeatureCache, user_cache
+from lexitome.errors import InputError
+from lexitome.inference.sam3_segmenter import Dtype, Sam3Segmenter
+from lexitome.inference.sam3_words import Words
+from lexitome.models.foundation import FOUNDATION, SAM_LICENCE
+from lexitome.models.sam3.network import Sam3Net
+from lexitome.models.sam3.presets import set_side
+from lexitome.models.sam3.settings import POLICIES, Policy, Settings
+from lexitome.models.sam3.tokens import GET, Tokens
+from lexitome.models.sam3.weights import load_sam3
+
+
+def load_sam3_segmenter(
+    model: str | Path, *, threads: int | None = None, policy: Policy | None = None, dtype: Dtype = "auto",
+    side: int | None = None, cache: Path | None = None,
+) -> Sam3Segmenter:  # fmt: skip
+    """
+    Args:
+        model: a name of `models.foundation`, a file or folder of weights, or a repository.
+        threads: of torch, for the whole process; by default as they are.
+        policy: what the mask is, by default as stored with the weights.
+        side: of the square the network sees, by default as in the weights; smaller is quicker and coarser. The tracker
+            knows its own side only and is left out with another.
+        cache: folder for features of words, by default `feature_cache.user_cache`.
+
+    Raises:
+        InputError: there are no such weights, they are of another model, or there is no tokenizer; an unknown policy or
+            a side that is no multiple of the patch.
+    """
+    began = time.perf_counter()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    loaded = load_sam3(model, dtype=chosen_dtype(dtype), tracker=side is None)
+    stored = loaded.settings if policy is None else {**loaded.settings, "policy": policy}
+    try:
+        settings = Settings.read(stored)
+    except ValueError as error:
+        raise InputError(model, str(error), f"Policies are {', '.join(POLICIES)}.") from error
+    net = Sam3Net(loaded.net, geometry_cls=settings.geometry_cls).eval().requires_grad_(False)
+    if side is not None:
+        try:
+            set_side(net, side)
+        except ValueError as error:
+            raise InputError(model, str(error), "Choose another side.") from error
+    if loaded.tokens_folder is None:
+        raise InputError(model, "comes without a tokenizer, so words cannot be asked", GET)
+    tokens = Tokens.load(loaded.tokens_folder)
+    known = net.model.text_encoder.text_model.embeddings.token_embedding.num_embeddings
+    if tokens.size > known:
+        cause = f"its tokenizer has {tokens.size} tokens, its text encoder {known}"
+        raise InputError(model, cause, GET)
+    words = Words(net, tokens, lambda: loaded.sha256, FeatureCache(cache or user_cache() / "text"))
+    return Sam3Segmenter(
+        net, words, settings, str(model), loaded.source, lambda: loaded.sha256, loaded.licence, loaded.tracker,
+        _duties(model, loaded.licence), time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def _duties(model: str | Path, licence: str) -> str:
+    """What a licence asks; of the user's own weights, what that of the SAM3 they are made of asks."""
+    known = FOUNDATION.get(str(model))
+    if known is not None:
+        return known.duties
+    return FOUNDATION["sam3"].duties if licence == SAM_LICENCE else ""
+
+
+def chosen_dtype(dtype: Dtype) -> torch.dtype:
+    """bfloat16 is slower than float32 where the processor has no instructions for it."""
+    if dtype == "auto":
+        probes = (getattr(torch.cpu, name, None) for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"))
+        return torch.bfloat16 if any(probe is not None and probe() for probe in probes) else torch.float32
+    return torch.bfloat16 if dtype == "bfloat16" else torch.float32
