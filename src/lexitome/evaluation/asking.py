@@ -16,7 +16,8 @@ from scipy import ndimage
 from lexitome.data.dataset import Case, Dataset
 from lexitome.errors import InputError
 from lexitome.evaluation.answering import About, Answer, Answerer, Session, is_told_names
-from lexitome.evaluation.metrics import measure_mask, measure_objects
+from lexitome.evaluation.metrics import measure_calibration, measure_mask, measure_objects
+from lexitome.evaluation.metrics.calibration import to_text
 from lexitome.evaluation.protocols import ProtocolSpec, Wanted, draw, next_click, seeded
 from lexitome.evaluation.reference import absent_concepts, is_tubular, read_reference
 from lexitome.evaluation.rows import ResultRow
@@ -195,6 +196,8 @@ def _checked(exam: Exam, answer: Answer) -> Answer:
             return _failed(exam, f"its {name} has the shape {values.shape}, the image {grid}")
     if answer.probability is not None and not np.isfinite(answer.probability).all():
         return _failed(exam, "its probability is not finite everywhere")
+    if answer.probability is not None and not (answer.probability.min() >= 0 and answer.probability.max() <= 1):
+        return _failed(exam, "its probability does not lie between 0 and 1")
     return answer if answer.mask.dtype == np.bool_ else replace(answer, mask=answer.mask != 0)
 
 
@@ -217,8 +220,11 @@ def measured(exam: Exam, question: Asked, answer: Answer, tolerances: Tolerances
         answer.mask, question.mask, volume.affine if mm else None, judged,
         tolerance=tolerances.mm if mm else tolerances.px,
         tubular=is_tubular(question.concept, exam.dataset) and measures_centre_lines(),
-        probability=answer.probability,
     )  # fmt: skip
+    bins = None
+    if answer.probability is not None:
+        calibrated, bins = measure_calibration(answer.probability, question.mask, judged)
+        metrics |= calibrated
     if question.ids is not None and question.present:
         metrics |= measure_objects(_objects(answer, judged), _judged(question.ids, judged))
     seen = answer.mask if judged is None else answer.mask & judged
@@ -228,6 +234,7 @@ def measured(exam: Exam, question: Asked, answer: Answer, tolerances: Tolerances
         derived=question.derived, model="", protocol="", present=question.present, status=answer.status,
         note="; ".join(answer.notes), presence=None if answer.presence is None else float(answer.presence),
         found=bool(seen.any()), taught=answer.taught, length="mm" if mm else "px", metrics=metrics,
+        bins="" if bins is None else to_text(bins),
     )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from lexitome.errors import InputError
+from lexitome.evaluation.metrics.calibration import from_text
 
 Status = Literal["ok", "missing", "failed"]
 METRIC = "metric."
@@ -38,6 +39,8 @@ class ResultRow:
         seconds: of the answer, the image's encoding shared among its questions.
         length: unit of the metrics that are lengths: "mm", or "px" where the image has no spacing.
         metrics: by name, see `evaluation.metrics.METRICS`.
+        bins: of the reliability diagram of the mask's probability (`metrics.calibration.to_text`); "" where there is
+            none, as in tables that an earlier version wrote.
     """
 
     dataset: str
@@ -59,6 +62,7 @@ class ResultRow:
     seconds: float | None = None
     length: Literal["mm", "px"] = "px"
     metrics: Mapping[str, float | None] = field(default_factory=dict)
+    bins: str = ""
 
     @property
     def oracle(self) -> bool:
@@ -103,7 +107,7 @@ def read_csv(path: Path) -> list[ResultRow]:
 
 
 def _row(cells: Mapping[str, str]) -> ResultRow:
-    given = {name: cells[name] for name in PLAIN}
+    given = {"bins": "", **cells}
     metrics = {k.removeprefix(METRIC): _number(v) for k, v in cells.items() if k.startswith(METRIC)}
     return ResultRow(
         dataset=given["dataset"], split=given["split"], case=given["case"], unit=given["unit"],
@@ -112,7 +116,14 @@ def _row(cells: Mapping[str, str]) -> ResultRow:
         present=given["present"] == "True", status=_status(given["status"]), note=given["note"],
         presence=_number(given["presence"]), found=given["found"] == "True", taught=TRUTH[given["taught"]],
         seconds=_number(given["seconds"]), length="mm" if given["length"] == "mm" else "px", metrics=metrics,
+        bins=_bins(given["bins"] or ""),
     )  # fmt: skip
+
+
+def _bins(text: str) -> str:
+    if text:
+        from_text(text)  # a damaged table is refused when it is read, not when its report is drawn
+    return text
 
 
 def _status(word: str) -> Status:

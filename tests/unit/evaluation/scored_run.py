@@ -2,7 +2,7 @@
 
 The disc is 40 grey levels brighter than noise, dimmer in every fourth case, so that some are missed; every third case
 has none. Presence is the share of the image above the threshold, squashed. With "oracle-box" the threshold works within
-the box of the reference alone.
+the box of the reference alone. The mask's probability is how far above the threshold a pixel is, squashed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from lexitome.evaluation.metrics import measure_mask
+from lexitome.evaluation.metrics import measure_calibration, measure_mask
+from lexitome.evaluation.metrics.calibration import to_text
 from lexitome.evaluation.report.overlays import choose_examples, render_overlay, save_examples
 from lexitome.evaluation.rows import ResultRow
 from lexitome.evaluation.run_folder import write_json, write_rows
@@ -35,11 +36,13 @@ def draw_case(dataset: str, number: int) -> tuple[Volume, Mask]:
     return Volume(image[None, None], PIXEL_AFFINE, spacing_known=False), disc[None]
 
 
-def answer(volume: Volume, threshold: float, box: Mask | None = None) -> tuple[Mask, float]:
+def answer(volume: Volume, threshold: float, box: Mask | None = None) -> tuple[NDArray[np.float64], float]:
+    """(1, Y, X) probabilities, the mask is where they are above a half; and the presence."""
     smooth = ndimage.gaussian_filter(volume.array[0].astype(float), (0, 1, 1))
     above = smooth > threshold
-    mask = above if box is None else above & box
-    return mask, float(1 / (1 + np.exp(-(above.sum() - 25) / 12)))
+    probability = 1 / (1 + np.exp(-(smooth - threshold) / 5))
+    inside = probability if box is None else np.where(box, probability, 0.0)
+    return inside, float(1 / (1 + np.exp(-(above.sum() - 25) / 12)))
 
 
 def box_of(reference: Mask) -> Mask:
@@ -55,11 +58,15 @@ def make_rows(dataset: str, cases: int, threshold: float, model: str) -> tuple[l
         volume, reference = draw_case(dataset, number)
         present = bool(reference.any())
         for protocol in ("text", "oracle-box") if present else ("text",):
-            mask, presence = answer(volume, threshold, box_of(reference) if protocol == "oracle-box" else None)
+            probability, presence = answer(volume, threshold, box_of(reference) if protocol == "oracle-box" else None)
+            mask = probability > 0.5
+            calibrated, bins = measure_calibration(probability, reference)
             row = ResultRow(
                 dataset, "test", f"case_{number:02d}", f"subject_{number // 2}", "drawing", 2, "bright disc", False,
                 model, protocol, present, presence=presence if protocol == "text" else None, found=bool(mask.any()),
-                taught=True, seconds=0.01 + 0.001 * number, metrics=measure_mask(mask, reference, None, tolerance=1.0),
+                taught=True, seconds=0.01 + 0.001 * number,
+                metrics=measure_mask(mask, reference, None, tolerance=1.0) | calibrated,
+                bins="" if bins is None else to_text(bins),
             )  # fmt: skip
             rows.append(row)
             seen[row.key] = (volume, mask, reference)

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from lexitome.evaluation.metrics import calibration_bins, ece_of
-from lexitome.evaluation.metrics.calibration import MARGIN, binned, brier, calibration_region, pooled
+from lexitome.evaluation.metrics.calibration import (
+    MARGIN,
+    binned,
+    brier,
+    calibration_region,
+    from_text,
+    pooled,
+    to_text,
+)
 
 probabilities = arrays(np.float32, (4, 5, 6), elements=st.floats(0, 1, width=32))
 truths = arrays(bool, (4, 5, 6))
@@ -58,7 +66,7 @@ def test_voxels_that_nobody_judged_are_left_out() -> None:
     assert sum(bins["count"]) == 8 and ece_of(bins) == 0
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(probabilities, truths, st.integers(1, 20))
 def test_bins_hold_every_voxel_and_pool_exactly(p: np.ndarray, truth: np.ndarray, bins: int) -> None:
     values, asked = calibration_region(p, truth)
@@ -70,3 +78,25 @@ def test_bins_hold_every_voxel_and_pool_exactly(p: np.ndarray, truth: np.ndarray
         assert both[name] == pytest.approx(sums)
     error = ece_of(whole)
     assert error is None or -1e-9 <= error <= 1 + 1e-9
+
+
+@settings(max_examples=50, deadline=None)
+@given(probabilities, truths, st.integers(1, 20))
+def test_bins_survive_as_text(p: np.ndarray, truth: np.ndarray, bins: int) -> None:
+    whole = calibration_bins(p, truth, bins)
+    text = to_text(whole)
+    again = from_text(text)
+    assert again["count"] == whole["count"] and again["positive"] == whole["positive"]
+    assert again["probability"] == pytest.approx(whole["probability"], rel=1e-8)
+    assert "," not in text and to_text(again) == text
+
+
+def test_bins_as_text_by_hand() -> None:
+    bins = binned(np.array([0.05, 0.06, 0.95]), np.array([False, True, True]), bins=3)
+    assert to_text(bins) == "2:0.11:1 0 1:0.95:1"
+
+
+@pytest.mark.parametrize("text", ["x", "1:2", "1:0.5:2", "2:nan:1", "1:0.5:1 ", "-1:0:0", "1:0.5:0.5:0"])
+def test_text_that_holds_no_bins(text: str) -> None:
+    with pytest.raises(ValueError):
+        from_text(text)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lexitome.errors import InputError
-from lexitome.evaluation.metrics import METRICS, measure_mask, measure_objects
+from lexitome.evaluation.metrics import METRICS, ece_of, measure_calibration, measure_mask, measure_objects
 
 SHAPE = (6, 20, 22)
 MM = np.diag([0.5, 0.8, 3.0, 1.0])
@@ -30,8 +30,9 @@ EMPTY = np.zeros(SHAPE, bool)
 def test_every_key_is_described() -> None:
     pytest.importorskip("skimage")
     probability = np.where(block(), 0.9, 0.1)
-    everything = measure_mask(block(), block(), MM, tolerance=1.0, tubular=True, probability=probability)
-    assert set(everything) == PLAIN | {"cldice", "ece", "brier"}
+    everything = measure_mask(block(), block(), MM, tolerance=1.0, tubular=True)
+    assert set(everything) == PLAIN | {"cldice"}
+    everything |= measure_calibration(probability, block())[0]
     objects = measure_objects(block().astype(int), block().astype(int))
     counts = {"objects_found", "objects_wanted", "objects_matched"}
     assert set(everything) | set(objects) == set(METRICS) | counts
@@ -57,7 +58,8 @@ def test_empty_masks_score_what_the_table_says(where: str) -> None:
         prediction = EMPTY
     if where != "prediction":
         reference = EMPTY
-    found = measure_mask(prediction, reference, MM, tolerance=1.0, tubular=True, probability=probability)
+    found = measure_mask(prediction, reference, MM, tolerance=1.0, tubular=True)
+    found |= measure_calibration(probability, reference)[0]
     found |= measure_objects(prediction.astype(np.uint8), reference.astype(np.uint8))
     for name, info in METRICS.items():
         wanted = getattr(info, f"empty_{where}" if where != "both" else "both_empty")
@@ -108,7 +110,18 @@ def test_bad_input_is_refused() -> None:
         measure_mask(block(), block(), np.zeros((4, 4)), tolerance=1.0)
     for wrong in (np.full(SHAPE, 1.2), np.full(SHAPE, np.nan), np.zeros((2, 2, 2))):
         with pytest.raises(ValueError, match="probabilities"):
-            measure_mask(block(), block(), MM, tolerance=1.0, probability=wrong)
+            measure_calibration(wrong, block())
+
+
+def test_calibration_is_asked_where_somebody_judged_and_something_is() -> None:
+    judged = np.ones(SHAPE, bool)
+    judged[:, :, 10:] = False
+    values, bins = measure_calibration(np.where(judged, 0.8, 0.1), block(), judged)
+    assert bins is not None and sum(bins["count"]) <= judged.sum() and values["ece"] == ece_of(bins)
+    inside = sum(bins["positive"])
+    assert inside == (block() & judged).sum() and values["ece"] == pytest.approx(abs(0.8 - inside / sum(bins["count"])))
+    assert measure_calibration(np.full(SHAPE, 0.9), EMPTY) == ({"ece": None, "brier": None}, None)
+    assert measure_calibration(np.full(SHAPE, 0.9), block(), ~block()) == ({"ece": None, "brier": None}, None)
 
 
 def test_without_scikit_image_only_centre_lines_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:

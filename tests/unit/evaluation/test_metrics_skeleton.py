@@ -39,7 +39,7 @@ def test_a_gap_costs_little_dice_and_is_seen_by_neither_spacing() -> None:
     assert found[0]["cldice"] == found[1]["cldice"] == pytest.approx(2 * 0.95 / 1.95, abs=0.02)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(masks, masks)
 def test_bounds_and_symmetry(a: np.ndarray, b: np.ndarray) -> None:
     value = centreline_dice(a, b)

@@ -151,7 +151,7 @@ def test_tolerance_is_inclusive_in_spite_of_rounding() -> None:
     assert surface_dice(distances_between(a, b, 0.7 * np.eye(3)), 2.1) == 1
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(masks, masks, st.integers(0, 2), st.integers(0, 3), st.floats(0.2, 7))
 def test_symmetry_bounds_flips_padding_and_scale(
     a: np.ndarray, b: np.ndarray, axis: int, margin: int, scale: float
@@ -170,7 +170,7 @@ def test_symmetry_bounds_flips_padding_and_scale(
     np.testing.assert_array_equal(all_of(a, a, matrix), [1, 0, 0, 0, 1])
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(masks, masks, st.floats(0.1, 6), st.floats(0.1, 6))
 def test_more_tolerance_never_lowers_nsd(a: np.ndarray, b: np.ndarray, one: float, other: float) -> None:
     found = distances_between(a, b, np.diag(SPACING))
@@ -178,7 +178,7 @@ def test_more_tolerance_never_lowers_nsd(a: np.ndarray, b: np.ndarray, one: floa
     assert all(less <= more for less, more in pairwise(shares)) and shares[-1] == 1
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(masks, masks, st.integers(0, 99))
 def test_oblique_is_as_straight(a: np.ndarray, b: np.ndarray, seed: int) -> None:
     affine = affine_of(SPACING)
@@ -190,7 +190,7 @@ def test_oblique_is_as_straight(a: np.ndarray, b: np.ndarray, seed: int) -> None
     np.testing.assert_allclose(all_of(a, b, matrix), all_of(a, b, np.diag(SPACING)))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(masks, masks, arrays(float, (3, 3), elements=st.floats(-2, 2)))
 def test_sheared_distances_are_those_in_the_world(a: np.ndarray, b: np.ndarray, columns: np.ndarray) -> None:
     """Every element against every other, in world coordinates, without the triangular matrix."""
@@ -245,7 +245,7 @@ def test_band_of_a_square_by_hand() -> None:
     np.testing.assert_array_equal(band, block & ~box((8, 9, 9), (2, 2, 2), (6, 7, 7)))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(masks, st.floats(0, 8))
 def test_band_is_what_lies_near_a_corner_of_the_surface(mask: np.ndarray, width: float) -> None:
     """Voxel by voxel, corner by corner."""

@@ -10,6 +10,7 @@ from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lexitome.data.dataset import Dataset, Target
@@ -109,7 +110,7 @@ def test_contents_lead_to_sections_and_ids_are_unique(page: Page) -> None:
 
 def test_colours_of_figures_follow_the_page(text: str) -> None:
     figures = re.findall(r"<svg style=.*?</svg>", text, re.DOTALL)
-    assert len(figures) == 5
+    assert len(figures) == 7
     assert all("var(--ink)" in figure and "#1b2733" not in figure for figure in figures)
 
 
@@ -140,6 +141,30 @@ def test_what_was_not_answered_is_named_and_escaped(page: Page, text: str) -> No
     assert "2 answers are missing, 0 cannot be used" in page.words
 
 
+def test_reliability_of_masks_is_of_all_voxels_together(folder: Path, page: Page) -> None:
+    """By hand from the bins of the rows; the figure's legend and the table say the same."""
+    svg = (folder / "report" / "figures" / "mask-reliability-plain.svg").read_text()
+    for name, label in (("first", "threshold"), ("second", "lower")):
+        rows = [row for row in Run.load(folder / name).rows if row.protocol == "text" and row.bins]
+        triples = np.array(
+            [[word.split(":") if word != "0" else [0, 0, 0] for word in row.bins.split()] for row in rows]
+        )
+        count, sure, positive = triples.astype(float).sum(axis=0).T
+        error = 100 * np.abs(sure - positive).sum() / count.sum()
+        assert f"{label}, text: ECE {error:.1f} %" in svg
+        shown = [cells for _, cells in page.rows if cells[:3] == ["all together", label, "text"]]
+        assert len(shown) == 1 and shown[0][3] == str(len(rows)) and shown[0][5] == f"{error:.1f}"
+    assert "oracle-box" not in svg
+
+
+def test_runs_of_earlier_versions_have_no_reliability_of_masks(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", sets=1, cases=3)
+    write_rows(run, [replace(row, bins="") for row in Run.load(run).rows])
+    write_report([run], run, images=False)
+    assert not list((run / "figures").glob("mask-reliability*")) and (run / "figures" / "reliability.svg").is_file()
+    assert "all together" not in (run / "report.html").read_text(encoding="utf-8")
+
+
 def test_runs_are_compared(page: Page) -> None:
     assert "lower against threshold, text" in page.words
     assert "nobody looked whether test images were in its training data" in page.words
@@ -154,7 +179,7 @@ def test_markdown_says_the_same(folder: Path, page: Page) -> None:
             words = re.sub(r"(ORACLE|external|published)$", "", cell).replace(" ", "")
             assert any(words in other.replace("`", "") for other in cells), words
     links = re.findall(r"!\[[^]]*\]\(([^)]+)\)", markdown)
-    assert len(links) == 5 + 24
+    assert len(links) == 7 + 24
     assert all((folder / "report" / link).is_file() for link in links)
     assert all((folder / "report" / link).with_suffix(".svg").is_file() for link in links if link.startswith("figures"))
 

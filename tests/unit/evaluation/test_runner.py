@@ -15,6 +15,8 @@ from PIL import Image
 from lexitome.data.dataset import Dataset
 from lexitome.errors import InputError
 from lexitome.evaluation import runner
+from lexitome.evaluation.metrics import ece_of
+from lexitome.evaluation.metrics.calibration import from_text
 from lexitome.evaluation.predictions import folder_answerer
 from lexitome.evaluation.protocols import parse_all
 from lexitome.evaluation.reference import test_sets as load_sets
@@ -82,6 +84,7 @@ def test_numbers_are_those_of_the_masks(whole: Path) -> None:
     assert absent.metrics["dice"] is None and absent.metrics["false_volume"] > 0 and absent.found  # type: ignore[operator]
     liver = rows["s0", "liver", "text"]
     assert liver.length == "mm" and liver.dims == 3 and liver.taught and liver.metrics["ece"] is not None
+    assert ece_of(from_text(liver.bins)) == pytest.approx(liver.metrics["ece"]) and not absent.bins
     assert rows["s0", "liver", "oracle-box"].taught  # told by the words of the other protocol
     clicks, point = (rows["s0", "liver", f"oracle-{p}"].metrics["dice"] for p in ("clicks:3", "center-point"))
     assert clicks is not None and point is not None and clicks > point  # each goes where the last answer was wrong
@@ -160,6 +163,7 @@ def test_saved_masks_score_the_same(sets: list[Dataset], whole: Path, tmp_path: 
         ("raise", "ValueError: cannot say"),
         ("shape", "its mask has the shape (1, 39, 50), the image (1, 40, 50)"),
         ("nan", "its probability is not finite everywhere"),
+        ("logits", "its probability does not lie between 0 and 1"),
     ],
 )
 def test_one_bad_answer_does_not_spoil_the_others(sets: list[Dataset], tmp_path: Path, how: str, note: str) -> None:

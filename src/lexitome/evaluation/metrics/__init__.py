@@ -1,4 +1,4 @@
-"""Every number that is told of a mask: what it means, what empty masks score, and `measure_mask`, which computes all.
+"""Every number that is told of a mask: what it means, what empty masks score, and what computes them.
 
 Definitions at length, and where other tools differ: docs/metrics.md.
 """
@@ -17,7 +17,10 @@ from lexitome.evaluation.metrics.geometry import metric_matrix, voxel_size
 from lexitome.evaluation.metrics.instances import measure_objects
 from lexitome.evaluation.metrics.skeleton import centreline_dice
 
-__all__ = ["METRICS", "Bins", "MetricInfo", "calibration_bins", "ece_of", "measure_mask", "measure_objects"]
+__all__ = [
+    "METRICS", "Bins", "MetricInfo", "calibration_bins", "ece_of", "measure_calibration", "measure_mask",
+    "measure_objects",
+]  # fmt: skip
 
 HD_SHARE = 0.95
 Values = dict[str, float | None]
@@ -95,9 +98,8 @@ SURFACES = ("nsd", "hd95", "hd", "assd", "boundary_iou")
 def measure_mask(
     prediction: NDArray[np.bool_], reference: NDArray[np.bool_], affine: NDArray[np.floating] | None,
     judged: NDArray[np.bool_] | None = None, *, tolerance: float, tubular: bool = False,
-    probability: NDArray[np.floating] | None = None,
 ) -> Values:  # fmt: skip
-    """All metrics of one mask; None where one has no value, never a value made up.
+    """All metrics of one mask but calibration; None where one has no value, never a value made up.
 
     Args:
         prediction, reference: (Z, Y, X) bool. With Z = 1 surfaces are outlines in the plane: a slice has no top.
@@ -106,10 +108,9 @@ def measure_mask(
         judged: (Z, Y, X) voxels that somebody looked at, None for all; others count as empty in both masks.
         tolerance: of NSD and boundary IoU, in the unit of lengths.
         tubular: add `cldice`.
-        probability: (Z, Y, X) of the target; adds `ece` and `brier`.
 
     Raises:
-        ValueError: shapes differ, are not 3D, the affine has no inverse, or probabilities are none.
+        ValueError: shapes differ, are not 3D, or the affine has no inverse.
         InputError: `tubular` without scikit-image.
     """
     prediction, reference = np.asarray(prediction, dtype=bool), np.asarray(reference, dtype=bool)
@@ -122,31 +123,40 @@ def measure_mask(
     flat = prediction.shape[0] == 1
     matrix = metric_matrix(affine, 2 if flat else 3)
     counts = overlap.count(prediction, reference)
-    names = [
-        *OVERLAPS,
-        *SURFACES,
-        *(["cldice"] if tubular else []),
-        *(["ece", "brier"] if probability is not None else []),
-    ]
+    names = [*OVERLAPS, *SURFACES, *(["cldice"] if tubular else [])]
     result: Values = dict.fromkeys([*names, "unbounded", "false_volume"])
     if not counts.wanted:
         return result | {"false_volume": counts.predicted * voxel_size(matrix)}
     result |= {name: of(counts) for name, of in OVERLAPS.items()}
-    if probability is not None:
-        values, truth = calibration.calibration_region(probability, reference, judged)
-        result |= {"ece": ece_of(calibration.binned(values, truth)), "brier": calibration.brier(values, truth)}
     if not counts.predicted:
-        return (
-            result
-            | dict.fromkeys([n for n in names if n in ("nsd", "boundary_iou", "cldice")], 0.0)
-            | {"unbounded": 1.0}
-        )
+        shares = [name for name in names if name in ("nsd", "boundary_iou", "cldice")]
+        return result | dict.fromkeys(shares, 0.0) | {"unbounded": 1.0}
     crop = bounding_box(prediction | reference)
     ours, theirs = ((mask[crop][0] if flat else mask[crop]) for mask in (prediction, reference))
     result |= measure_surfaces(ours, theirs, matrix, tolerance) | {"unbounded": 0.0}
     if tubular:
         result["cldice"] = centreline_dice(ours, theirs)
     return result
+
+
+def measure_calibration(
+    probability: NDArray[np.floating], reference: NDArray[np.bool_], judged: NDArray[np.bool_] | None = None
+) -> tuple[Values, Bins | None]:
+    """`ece` and `brier` of the probability of a mask, and the bins of its reliability diagram, which add up over cases
+    (`calibration.pooled`); None of all where the reference is empty.
+
+    Args:
+        probability, reference, judged: (Z, Y, X), as for `measure_mask`.
+
+    Raises:
+        ValueError: shapes differ, or probabilities are none.
+    """
+    wanted = np.asarray(reference, dtype=bool) if judged is None else reference & judged
+    if not wanted.any():
+        return {"ece": None, "brier": None}, None
+    values, truth = calibration.calibration_region(probability, wanted, judged)
+    bins = calibration.binned(values, truth)
+    return {"ece": ece_of(bins), "brier": calibration.brier(values, truth)}, bins
 
 
 def measure_surfaces(

@@ -76,6 +76,24 @@ def pooled(several: Sequence[Mapping[str, Sequence[float]]]) -> Bins:
     return {name: np.sum([bins[name] for bins in several], axis=0).tolist() for name in several[0]}
 
 
+def to_text(bins: Mapping[str, Sequence[float]]) -> str:
+    """Bins in one cell of a table: "count:probability:positive" of each, "0" where there is none."""
+    parts = zip(bins["count"], bins["probability"], bins["positive"], strict=True)
+    return " ".join(f"{count:.0f}:{sure:.9g}:{positive:.0f}" if count else "0" for count, sure, positive in parts)
+
+
+def from_text(text: str) -> Bins:
+    """
+    Raises:
+        ValueError: not as `to_text` writes them.
+    """
+    triples = [[float(number) for number in word.split(":")] if word != "0" else [0.0] * 3 for word in text.split(" ")]
+    for triple in triples:
+        if len(triple) != 3 or not all(0 <= number <= 1.0001 * triple[0] for number in triple):
+            raise ValueError(f"bins {text!r}")
+    return {name: [triple[i] for triple in triples] for i, name in enumerate(("count", "probability", "positive"))}
+
+
 def ece_of(bins: Mapping[str, Sequence[float]]) -> float | None:
     """Expected calibration error (Guo et al., ICML 2017): mean over voxels of |mean probability - share of positives|
     in their bin; None without a voxel."""

@@ -21,8 +21,14 @@ from lexitome.evaluation.report.blocks import (
     compact,
 )
 from lexitome.evaluation.report.figures import available
+from lexitome.evaluation.report.mask_calibration import mask_calibration
 from lexitome.evaluation.report.overlays import PREDICTION, RANKS, REFERENCE, Example, load_examples
-from lexitome.evaluation.report.plots import calibration_pictures, concept_pictures, dataset_pictures
+from lexitome.evaluation.report.plots import (
+    concept_pictures,
+    dataset_pictures,
+    mask_calibration_pictures,
+    presence_calibration_pictures,
+)
 from lexitome.evaluation.report.published import comparable, published_blocks
 from lexitome.evaluation.report.records import definition_blocks, leakage_blocks, problem_blocks, run_blocks
 from lexitome.evaluation.report.versus import comparison_blocks
@@ -92,8 +98,9 @@ def make_document(labelled: Labelled, named: Named, summary: Entry, *, images: b
             tables.concept_table(summary), *(concept_pictures(summary, rows) if plots else ()))),
         Section("examples", "Examples", _examples(labelled) if images else ()),
         Section("presence", "Is it there? Presence", _blocks(tables.presence_table(summary))),
-        Section("calibration", "Calibration", _blocks(
-            tables.calibration_table(summary), *(calibration_pictures(summary) if plots else ()))),
+        Section("calibration", "Calibration", (
+            *_blocks(tables.calibration_table(summary), *(presence_calibration_pictures(summary) if plots else ())),
+            *_blocks(tables.mask_calibration_table(summary), *(mask_calibration_pictures(summary) if plots else ())))),
         Section("objects", "Objects told apart", _blocks(tables.objects_table(summary))),
         Section("metrics", "All other metrics", _blocks(tables.metrics_table(summary))),
         Section("published", "Published numbers", published_blocks(summary, benchmarks)),
@@ -119,8 +126,8 @@ def _narrowed(table: Table) -> Table:
 
 
 def summarised(named: Named) -> Entry:
-    """`tables.summarise`, each table in order: datasets by name, what users can ask before what is an oracle, models as
-    they were named."""
+    """`tables.summarise` and "mask_calibration", each table in order: datasets by name, what users can ask before what
+    is an oracle, models as they were named."""
     labels = [label for label, _ in named]
 
     def place(entry: Entry) -> tuple:
@@ -129,7 +136,8 @@ def summarised(named: Named) -> Entry:
         return (name is None, name or "", entry.get("concept", ""), entry["oracle"], entry["protocol"],
                 labels.index(entry["model"]))  # fmt: skip
 
-    found = summarise(row for _, some in named for row in some)
+    rows = [row for _, some in named for row in some]
+    found = {**summarise(rows), "mask_calibration": mask_calibration(rows)}
     return {key: sorted(value, key=place) if isinstance(value, list) else value for key, value in found.items()}
 
 

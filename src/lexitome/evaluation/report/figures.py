@@ -156,7 +156,7 @@ def reliability_diagram(curves: Sequence[Curve], axes_names: tuple[str, str]) ->
     from matplotlib.figure import Figure
 
     with _style():
-        figure = Figure(figsize=(5.2, 5.4), layout="constrained", facecolor=THEME["card"])
+        figure = Figure(figsize=(5.2, 6.2 + 0.2 * len(curves)), layout="constrained", facecolor=THEME["card"])
         upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
     upper.plot([0, 1], [0, 1], color=THEME["muted"], linewidth=1, linestyle=(0, (4, 3)), label="perfectly calibrated")
     for index, curve in enumerate(curves):
@@ -167,12 +167,13 @@ def reliability_diagram(curves: Sequence[Curve], axes_names: tuple[str, str]) ->
         lower.plot(
             curve.predicted[known], share[known], "o-", color=colour, linewidth=1, markersize=3, markeredgewidth=0
         )
-    upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel=axes_names[1], aspect="equal")
+    upper.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel=axes_names[1])
     lower.set(xlabel=axes_names[0], ylabel="share", ylim=(0, 1), yticks=(0, 0.5, 1))
     for axes in (upper, lower):
         _clean(axes)
         axes.grid(color=THEME["line"], linewidth=0.6)
-    upper.legend(loc="lower right", frameon=False, fontsize=8, labelcolor=THEME["ink"])
+    with _style():  # above the axes: curves run through every corner of them
+        figure.legend(loc="outside upper left", frameon=False, fontsize=8, labelcolor=THEME["ink"])
     return _finish(figure)
 
 

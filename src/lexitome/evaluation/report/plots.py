@@ -1,4 +1,5 @@
-"""Which figures a report has: the cases behind the tables as boxes and strips, and the reliability of presence."""
+"""Which figures a report has: the cases behind the tables as boxes and strips, and the reliability of presence and of
+masks."""
 
 from __future__ import annotations
 
@@ -77,15 +78,14 @@ def _spread(entry: Entry, values: Values, names: tuple[str, ...], *, one_model: 
     return Spread(row, series, np.array(values[key]), 100 * dice["mean"], bounds)
 
 
-def calibration_pictures(summary: Entry) -> list[Picture]:
+def presence_calibration_pictures(summary: Entry) -> list[Picture]:
     """One diagram for all models and protocols that give a presence probability."""
     curves = []
     for entry in summary["calibration"]:
         bins = entry["bins"]
-        name = f"{entry['model']}, {entry['protocol']}"
         curves.append(Curve(
-            name, np.array([b["confidence"] for b in bins]), np.array([b["observed"]["mean"] for b in bins]),
-            np.array([b["count"] for b in bins], dtype=np.float64),
+            _with_error(entry), np.array([b["confidence"] for b in bins]),
+            np.array([b["observed"]["mean"] for b in bins]), np.array([b["count"] for b in bins], dtype=np.float64),
         ))  # fmt: skip
     if not curves:
         return []
@@ -95,3 +95,34 @@ def calibration_pictures(summary: Entry) -> list[Picture]:
         "the questions spread over the bins."
     )
     return [Picture("reliability", "Reliability of presence", caption, figure.svg, figure.png)]
+
+
+def mask_calibration_pictures(summary: Entry) -> list[Picture]:
+    """One diagram of the voxels of all datasets, those of oracle prompts apart from the others."""
+    caption = (
+        "Voxels of all cases counted together, so that large objects weigh more; asked is the box around each object "
+        "and 5 voxels more. On the diagonal a probability means what it says. The lower part shows how the voxels "
+        "spread over the bins."
+    )
+    pictures = []
+    for oracle, said, short in _KINDS:
+        curves = [
+            _voxel_curve(entry)
+            for entry in summary["mask_calibration"]
+            if entry["dataset"] is None and entry["oracle"] is oracle
+        ]
+        if curves:
+            figure = reliability_diagram(curves, ("predicted probability of the mask", "share inside the reference"))
+            title = f"Reliability of masks, {said}"
+            pictures.append(Picture(f"mask-reliability-{short}", title, caption, figure.svg, figure.png))
+    return pictures
+
+
+def _voxel_curve(entry: Entry) -> Curve:
+    count, sure, positive = (np.array(entry["bins"][name]) for name in ("count", "probability", "positive"))
+    some = np.where(count > 0, count, np.nan)
+    return Curve(_with_error(entry), sure / some, positive / some, count)
+
+
+def _with_error(entry: Entry) -> str:
+    return f"{entry['model']}, {entry['protocol']}: ECE {100 * entry['ece']:.1f} %"

@@ -38,7 +38,10 @@ def problem_blocks(labelled: Sequence[tuple[str, Run]], rows: Sequence[ResultRow
             "distance, and so the means of HD95, HD and ASSD leave them out."
         ))  # fmt: skip
     if extra:
-        blocks.append(Prose("Files that belong to no question: " + ", ".join(f"`{name}`" for _, name in extra[:20])))
+        several = len(labelled) > 1
+        named = ", ".join(f"`{name}`{f' ({label})' if several else ''}" for label, name in extra[:MOST_PROBLEMS])
+        beyond = f" and {len(extra) - MOST_PROBLEMS} more, see run.json" if len(extra) > MOST_PROBLEMS else ""
+        blocks.append(Notice(f"{len(extra)} files belong to no question and are not scored: {named}{beyond}."))
     lines: list[tuple[str, ...]] = [
         (row.model, row.dataset, row.case, row.concept, row.protocol, row.status, row.note) for row in bad
     ]

@@ -179,6 +179,20 @@ def calibration_table(summary: Entry) -> Table | None:
     return _table(columns, rows, "Of the probability that a concept is there.")
 
 
+def mask_calibration_table(summary: Entry) -> Table | None:
+    columns = (Column("dataset", "words"), Column("model", "words"), Column("protocol", "words"), Column("cases"),
+               Column("voxels"),
+               Column("ECE, %", hint="Mean gap between probability and share, over voxels"))  # fmt: skip
+    rows = [
+        (Cell("all together") if entry["dataset"] is None else dataset_cell(entry), Cell(entry["model"]),
+         protocol_cell(entry), count(entry["cases"]), count(entry["voxels"]),
+         number_cell({"mean": entry["ece"]}, "ece"))
+        for entry in summary["mask_calibration"]
+    ]  # fmt: skip
+    caption = "Of the probability that a voxel is inside, voxels of all cases counted together."
+    return _table(columns, rows, caption)
+
+
 def time_table(summary: Entry) -> Table | None:
     columns = (Column("dataset", "words"), Column("dimensions"), Column("model", "words"), Column("protocol", "words"),
                Column("questions"), Column("mean, s"), Column("95 % interval, s", "words"),
