@@ -94,15 +94,16 @@ def folder_answerer(
 
 
 def extra_files(folder: Path, datasets: Sequence[Dataset], split: str) -> Iterator[str]:
-    """Names below `folder`, with the reason, of masks that belong to nothing that is scored, and of files that have the
-    name of a case but no format that is read."""
+    """Names below `folder`, with the reason, of masks that belong to nothing that is scored, and of files with the name
+    of a case without a mask whose format is not read."""
     places = {_root(folder, dataset.name): dataset for dataset in datasets}
     scored = {root: {case.stem for case in cases_of(dataset, split)} for root, dataset in places.items()}
     for path in _files(folder) if datasets else ():
         root = next((r for r in sorted(places, key=lambda r: -len(r.parts)) if path.is_relative_to(r)), None)
         name = path.relative_to(folder).as_posix()
         if not _is_mask(path):
-            if root is not None and path.relative_to(root).with_suffix("").as_posix() in scored[root]:
+            stem = "" if root is None else path.relative_to(root).with_suffix("").as_posix()
+            if root is not None and stem in scored[root] and not _masks_of(root, stem):
                 yield f"{name}: masks are not read from {path.suffix or 'files without an ending'}"
             continue
         if root is None:
@@ -289,12 +290,13 @@ def read_labels(folder: Path) -> dict[str, tuple[int, ...]] | None:
 
 
 def _masks_of(root: Path, case: str) -> list[Path]:
-    """Files that answer for the case; with ".PNG" for ".png" where there are no others, as cameras write it."""
-    for written in (str.lower, str.upper):
-        found = [path for suffix in IMAGE_SUFFIXES if (path := root / f"{case}{written(suffix)}").is_file()]
-        if found:
-            return found
-    return []
+    """Files that answer for the case, also with the ending in capitals."""
+    found: list[Path] = []
+    for suffix in (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES)):
+        path = root / f"{case}{suffix}"
+        if path.is_file() and not any(path.samefile(other) for other in found):  # some disks ignore capitals
+            found.append(path)
+    return found
 
 
 def _root(folder: Path, dataset: str) -> Path:

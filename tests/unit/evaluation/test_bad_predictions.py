@@ -77,6 +77,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write(masks / f"{name}.nii.gz")
     for name in EXTRA:
         nifti(LIVER)(masks / name) if name.endswith(".nii.gz") else np.save(masks / name, LIVER)
+    np.save(masks / "fine.npy", LIVER)  # what a tool leaves beside its masks is nobody's loss
     sets = load_sets([data])
     settings = Settings(quiet=True, overlays=False, leakage=False)
     evaluate(folder_answerer(masks, sets), sets, parse_all(["text"]), root / "run", settings=settings)
@@ -137,3 +138,7 @@ def test_suffixes_may_be_in_capitals(tmp_path: Path) -> None:
     (row,) = evaluate(folder_answerer(tmp_path / "masks", sets, split="all"), sets, parse_all(["text"]),
                       tmp_path / "run", split="all", settings=settings)  # fmt: skip
     assert row.status == "ok" and row.metrics["dice"] == 1.0
+    nifti(LIVER)(tmp_path / "masks" / "a.nii")
+    (row,) = evaluate(folder_answerer(tmp_path / "masks", sets, split="all"), sets, parse_all(["text"]),
+                      tmp_path / "again", split="all", settings=settings)  # fmt: skip
+    assert row.status == "failed" and row.note == "there are a.nii and a.NII.GZ: which one counts?"
