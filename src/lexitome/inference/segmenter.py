@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from lexitome.data.intensity import View, Window
 from lexitome.data.prompt_maps import BOX, INSIDE, MASK, no_place
-from lexitome.inference.answers import Seen, SliceAnswer, is_certain, overall, resize
+from lexitome.inference.answers import Seen, SliceAnswer, is_certain, is_hopeless, overall, resize
 from lexitome.inference.consistency import drop_specks, smooth_slice
 from lexitome.inference.looks import Features, Look, Memory, Pictures, Scene
 from lexitome.inference.network import Network, sigmoid
@@ -208,9 +208,9 @@ class Segmenter:
         return answers
 
     def _ask(self, encoded: Encoded, look: Look, pictures: Pictures, index: int, questions: Sequence[Question]) -> Seen:
-        """Questions about one slice, those that may be mirrored about its mirror image, too."""
+        """Questions about one slice; those that may be mirrored about its mirror image too, unless nothing is there."""
         seen = self._ask_once(encoded, look, pictures, index, questions)
-        rows = [row for row, question in enumerate(questions) if question.mirror]
+        rows = [row for row, question in enumerate(questions) if question.mirror and not is_hopeless(seen, row)]
         if rows:
             other = self._ask_once(encoded, look.mirror(), pictures, index, [questions[row] for row in rows])
             for one, two in zip(seen, other, strict=True):

@@ -17,6 +17,7 @@ from lexitome.data.intensity import SOFT_TISSUE, choose_view, to_pictures, with_
 from lexitome.data.prompt_maps import no_place
 from lexitome.errors import InputError
 from lexitome.inference import looks
+from lexitome.inference.answers import HOPELESS
 from lexitome.inference.looks import Look
 from lexitome.inference.segmenter import FAINT, UNMIRRORED, Segmenter
 from lexitome.prompts import Box, MaskPrompt, Point, Query, Text
@@ -355,6 +356,18 @@ def test_flips_average_with_the_mirrored_picture(tiny: Segmenter) -> None:
     way = other.centres.offsets[..., ::-1] * np.array([1, -1], np.float32)[:, None, None]
     assert np.allclose(both.centres.offsets, (plain.centres.offsets + way) / 2, atol=1e-3)
     assert np.abs(plain.probability - expected).max() > 1e-2, "else this test says nothing"
+
+
+def test_where_nothing_is_the_mirrored_picture_is_not_looked_at(bright: Segmenter) -> None:
+    def looks(presence: int) -> tuple[list[bool], float]:
+        encoded = bright.encode(painted(disc(12 if presence else 0), presence=presence))
+        (answer,) = bright.probabilities(encoded, [Query(Text("nuclei"))], flips=True)
+        seen = [Look(encoded.scene.views[0], None, SIDE, mirrored=mirrored) for mirrored in (False, True)]
+        return [look in encoded.memory for look in seen], answer.presence.item()
+
+    (there, sure), (gone, unsure) = looks(255), looks(0)
+    assert sure > 0.5 and there == [True, True]
+    assert unsure < HOPELESS and gone == [True, False]
 
 
 def test_flips_take_places_along(tiny: Segmenter) -> None:
