@@ -8,32 +8,40 @@ from typing import TYPE_CHECKING
 
 from lexitome.cli.training_extra import need_packages
 from lexitome.errors import InputError
+from lexitome.inference.loading import refuse_sam3_options
 
 if TYPE_CHECKING:
     from lexitome.evaluation.answering import Answerer
     from lexitome.evaluation.protocols import ProtocolSpec
 
 
-def model_answerer(model: str, command: str, name: str = "") -> Answerer:
+def model_answerer(
+    model: str, command: str, name: str = "", *, policy: str | None = None, side: int | None = None
+) -> Answerer:
     """A U-Net specialist or several (what `lexitome train unet` wrote), a SAM, a SAM3, or a compact model.
 
     Args:
         model: a folder, or else as `models.foundation.kind_of` takes it.
         command: that asks, for messages.
         name: what tables call a specialist or a SAM; the others are called as their cards or weights are.
+        policy, side: of SAM3, see `lexitome segment`.
 
     Raises:
-        InputError: no such model, its weights are not here, or the packages that it needs are not installed.
+        InputError: no such model, its weights are not here, the packages that it needs are not installed, or it does
+            not have such an option.
     """
     from lexitome.models.foundation import kind_of, locate
 
     folder = Path(model)
-    if (folder / "specialist.json").is_file() or any(folder.glob("*/specialist.json")):
+    specialist = (folder / "specialist.json").is_file() or any(folder.glob("*/specialist.json"))
+    kind = "specialist" if specialist else kind_of(model)
+    if kind != "sam3":
+        refuse_sam3_options(model, policy, side)
+    if specialist:
         need_packages(command)
         from lexitome.recipes.specialist_answers import specialist_answerer
 
         return specialist_answerer(folder, name or "specialist")
-    kind = kind_of(model)
     if kind == "compact":
         from lexitome.evaluation.answering import compact_answerer
 
@@ -45,7 +53,7 @@ def model_answerer(model: str, command: str, name: str = "") -> Answerer:
         return sam_answerer(locate(model), name or "sam")
     from lexitome.recipes.sam3_answers import sam3_answerer
 
-    return sam3_answerer(model)
+    return sam3_answerer(model, policy=policy, side=side)  # type: ignore[arg-type] # it checks
 
 
 def taken(specs: Sequence[ProtocolSpec], answerer: Answerer, say: Callable[[str], None]) -> list[ProtocolSpec]:

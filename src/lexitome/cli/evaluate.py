@@ -13,8 +13,9 @@ import typer
 
 from lexitome.cli.answerers import model_answerer, taken
 from lexitome.cli.console import OK, SOME_FAILED, Console
-from lexitome.cli.options import Debug
+from lexitome.cli.options import Debug, PolicyOption, Side
 from lexitome.errors import InputError
+from lexitome.inference.loading import refuse_sam3_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -94,6 +95,8 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Only errors.")]
 def evaluate(  # noqa: PLR0913 - the signature is the command line
     data: Data = None,
     model: Model = None,
+    policy: PolicyOption = None,
+    side: Side = None,
     predictions: Predictions = None,
     prompts: Prompts = None,
     baselines: Baselines = None,
@@ -126,13 +129,20 @@ def evaluate(  # noqa: PLR0913 - the signature is the command line
     if not data:
         raise InputError("lexitome evaluate", "--data is missing", "Name the folder of annotated images: --data DIR.")
     chosen = list(dict.fromkeys(baselines or []))
+    if predictions is not None:
+        refuse_sam3_options(predictions, policy, side)
     _check(model, predictions, split, chosen)
     protocols = parse_all(prompts or ["text"])
     datasets = test_sets(data, seed=seed, concept=concept, unit_pattern=unit_pattern)
     command = shlex.join(["lexitome", *sys.argv[1:]])
     settings = Settings(tolerance, tolerance, limit, save_masks, True, not no_leakage_check, command, quiet)
     asked = _Asked(datasets, protocols, split, seed, jobs, settings)
-    problems = asked.run(_answerer(model, predictions, name, asked), out)
+    problems = asked.run(
+        model_answerer(model or "compact", "evaluate", name, policy=policy, side=side)
+        if predictions is None
+        else _from_folder(predictions, name, asked),
+        out,
+    )
     for baseline in chosen:
         place = out / BASELINE_RUNS / _folder_of(baseline)
         answerer = _baseline(baseline, asked, place)
@@ -183,9 +193,7 @@ def _check(model: str | None, predictions: Path | None, split: str, baselines: l
             raise InputError(f"--baseline {baseline}", "there is no such baseline", remedy)
 
 
-def _answerer(model: str | None, predictions: Path | None, name: str, asked: _Asked) -> Answerer:
-    if predictions is None:
-        return model_answerer(model or "compact", "evaluate", name)
+def _from_folder(predictions: Path, name: str, asked: _Asked) -> Answerer:
     from lexitome.evaluation.predictions import folder_answerer
 
     if len(asked.protocols) > 1:

@@ -50,6 +50,20 @@ class Policy(StrEnum):
     semantic_presence = "semantic-presence"
 
 
+PolicyOption = Annotated[
+    Policy | None,
+    typer.Option(
+        "--policy",
+        metavar="POLICY",
+        help="SAM3: which answer is the mask: best, union, semantic or semantic-presence. By default as trained.",
+    ),
+]
+Side = Annotated[
+    int | None,
+    typer.Option("--side", min=1, metavar="PIXELS", help="SAM3: size at which it looks; 560 is quicker than 1008."),
+]
+
+
 @dataclass(frozen=True)
 class Corners:
     """A box as typed: (x0, y0, x1, y1) or (x0, y0, x1, y1, z0, z1), voxel coordinates."""

@@ -17,10 +17,11 @@ from lexitome.cli.options import (
     Format,
     Frame,
     Job,
-    Policy,
+    PolicyOption,
     SegmentType,
     Series,
     Settings,
+    Side,
     parse_box,
     parse_point,
 )
@@ -88,18 +89,6 @@ Model = Annotated[
     typer.Option(
         "--model", "-m", metavar="NAME|PATH", help="See `lexitome models`; or the folder or file of a model's weights."
     ),
-]
-PolicyOption = Annotated[
-    Policy | None,
-    typer.Option(
-        "--policy",
-        metavar="POLICY",
-        help="SAM3: which answer is the mask: best, union, semantic or semantic-presence. By default as trained.",
-    ),
-]
-Side = Annotated[
-    int | None,
-    typer.Option("--side", min=1, metavar="PIXELS", help="SAM3: size at which it looks; 560 is quicker than 1008."),
 ]
 Threads = Annotated[
     int | None, typer.Option("--threads", min=1, metavar="N", help="CPU threads. By default all cores.")

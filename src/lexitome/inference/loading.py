@@ -44,6 +44,16 @@ def check_model(model: str | Path) -> None:
         locate(model)
 
 
+def refuse_sam3_options(model: str | Path, policy: str | None, side: int | None) -> None:
+    """
+    Raises:
+        InputError: one is given, and the model is not SAM3.
+    """
+    for option, value in (("--policy", policy), ("--side", side)):
+        if value is not None:
+            raise InputError(option, f"is an option of SAM3, which {str(model)!r} is not", "Leave it out.")
+
+
 def load_segmenter(
     model: str | Path = "compact", *, threads: int | None = None, policy: str | None = None, side: int | None = None
 ) -> AnySegmenter:
@@ -60,9 +70,7 @@ def load_segmenter(
     """
     check_model(model)
     if kind_of(model) == "compact":
-        for option, value in (("--policy", policy), ("--side", side)):
-            if value is not None:
-                raise InputError(option, f"is an option of SAM3, which {str(model)!r} is not", "Leave it out.")
+        refuse_sam3_options(model, policy, side)
         return Segmenter.load(model, threads=threads)
     try:
         import torch  # noqa: F401

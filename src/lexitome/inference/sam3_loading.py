@@ -28,8 +28,7 @@ def load_sam3_segmenter(
         model: a name of `models.foundation`, a file or folder of weights, or a repository.
         threads: of torch, for the whole process; by default as they are.
         policy: what the mask is, by default as stored with the weights.
-        side: of the square the network sees, by default as in the weights; smaller is quicker and coarser. The tracker
-            knows its own side only and is left out with another.
+        side: of the square the network sees, by default as in the weights; smaller is quicker and coarser.
         cache: folder for features of words, by default `feature_cache.user_cache`.
 
     Raises:
@@ -39,7 +38,7 @@ def load_sam3_segmenter(
     began = time.perf_counter()
     if threads is not None:
         torch.set_num_threads(threads)
-    loaded = load_sam3(model, dtype=chosen_dtype(dtype), tracker=side is None)
+    loaded = load_sam3(model, dtype=chosen_dtype(dtype), tracker=True)
     stored = loaded.settings if policy is None else {**loaded.settings, "policy": policy}
     try:
         settings = Settings.read(stored)
@@ -49,6 +48,8 @@ def load_sam3_segmenter(
     if side is not None:
         try:
             set_side(net, side)
+            if loaded.tracker is not None:
+                loaded.tracker.set_side(side)
         except ValueError as error:
             raise InputError(model, str(error), "Choose another side.") from error
     if loaded.tokens_folder is None:

@@ -21,11 +21,13 @@ class Sam3Answerer:
     """Asked as `lexitome segment` asks it."""
 
     segmenter: Sam3Segmenter
+    policy: Policy | None = None
     takes: frozenset[Kind] = frozenset({"text", "label", "box", "point", "exemplar"})
 
     @property
     def name(self) -> str:
-        return Path(self.segmenter.name).name
+        name = Path(self.segmenter.name).name
+        return f"{name} {self.policy}" if self.policy else name
 
     def provenance(self) -> dict[str, Any]:
         segmenter = self.segmenter
@@ -62,14 +64,16 @@ class Sam3Session:
 
 
 def sam3_answerer(
-    model: str | Path, *, threads: int | None = None, policy: Policy | None = None, dtype: Dtype = "float32"
-) -> Sam3Answerer:
+    model: str | Path, *, threads: int | None = None, policy: Policy | None = None, side: int | None = None,
+    dtype: Dtype = "float32",
+) -> Sam3Answerer:  # fmt: skip
     """
     Args:
         model: as `inference.sam3_loading.load_sam3_segmenter` takes it.
+        policy, side: by default as stored with the weights; a chosen policy is part of the name.
         dtype: "float32" by default, so that numbers do not depend on the machine.
 
     Raises:
         InputError: there are no such weights.
     """
-    return Sam3Answerer(Sam3Segmenter.load(model, threads=threads, policy=policy, dtype=dtype))
+    return Sam3Answerer(Sam3Segmenter.load(model, threads=threads, policy=policy, side=side, dtype=dtype), policy)

@@ -31,6 +31,8 @@ def test_the_folder_says_what_it_is(tmp_path: Path) -> None:
         (tmp_path / kind / "config.json").write_text(json.dumps({"model_type": kind}))
         with pytest.raises(InputError, match=message):
             model_answerer(str(tmp_path / kind), "evaluate")
+    with pytest.raises(InputError, match="--policy: is an option of SAM3"):
+        model_answerer("compact", "evaluate", policy="union")
     with pytest.raises(InputError, match="there is no such model"):
         model_answerer("nope", "evaluate")
 

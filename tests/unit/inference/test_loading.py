@@ -6,12 +6,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lexitome.errors import InputError
 from lexitome.inference.loading import check_model, load_segmenter
 from lexitome.inference.segmenter import Segmenter
 from lexitome.models.foundation import WEIGHTS_FOLDER
+from lexitome.prompts import Box, Query, Text
+from lexitome.volume import Volume
 
 
 @pytest.fixture(autouse=True)
@@ -57,3 +60,26 @@ def test_without_the_packages_the_message_says_what_to_install(tmp_path: Path) -
         [sys.executable, "-c", code, str(tmp_path / "sam3.pt")], capture_output=True, text=True, check=True, timeout=120
     )
     assert "needs torch" in done.stdout and 'pip install "lexitome[train]"' in done.stdout
+
+
+def test_the_tracker_comes_along_at_another_side(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from lexitome.inference.sam3_segmenter import Sam3Segmenter
+    from lexitome.models.sam3.presets import build, config_of
+    from lexitome.models.sam3.settings import Settings
+    from lexitome.models.sam3.tokens import Tokens
+    from lexitome.models.sam3.tracker import Sam3Tracker, tracker_config
+    from lexitome.models.sam3.weights import save_folder
+
+    tokens = Tokens.learn(["liver"], 530)
+    config = config_of("tiny", vocabulary=tokens.size)
+    config.vision_config.fpn_hidden_size = config.mask_decoder_config.hidden_size = 64
+    for part in (config.geometry_encoder_config, config.detr_encoder_config, config.detr_decoder_config):
+        part.hidden_size = 64  # transformers gives the tracker the width of the detector
+    tracker = Sam3Tracker(tracker_config(config.vision_config))
+    save_folder(build(config, 0).model, tmp_path / "m", Settings().to_json(), tokens, tracker=tracker)
+    segmenter = Sam3Segmenter.load(tmp_path / "m", side=32, cache=tmp_path / "cache")
+    assert segmenter.tracker is not None and segmenter.tracker.side == segmenter.net.side == 32
+    scan = Volume(np.random.default_rng(0).normal(0, 100, (1, 6, 40, 40)).astype(np.int16), np.diag([2.0, 2, 9, 1]))
+    result = segmenter.decode(segmenter.encode(scan), [Query(Text("liver")), Query(None, (Box(5, 5, 30, 30, 2, 3),))])
+    assert result.findings[0].mask.shape == scan.grid and result.provenance["tracker"] is True

@@ -29,7 +29,7 @@ def test_small_is_small() -> None:
     assert 20 < 4e-6 * sum(p.numel() for p in model.parameters()) < 100  # MB in float32
 
 
-@pytest.mark.parametrize(("name", "side"), [("full", 560), ("small", 320), ("tiny", 96)])
+@pytest.mark.parametrize(("name", "side"), [("full", 560), ("small", 224), ("tiny", 96)])
 def test_side_and_vocabulary(name: str, side: int) -> None:
     config = config_of(name, side=side, vocabulary=700)  # type: ignore[arg-type]
     assert config.image_size == side

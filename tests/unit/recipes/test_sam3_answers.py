@@ -58,7 +58,9 @@ def test_provenance(answerer: Sam3Answerer) -> None:
 
 
 def test_settings_may_be_chosen_anew(folder: Path) -> None:
-    assert sam3_answerer(folder, policy="best").segmenter.settings.policy == "best"
+    chosen = sam3_answerer(folder, policy="best", side=32)
+    assert chosen.segmenter.settings.policy == "best" and chosen.provenance()["side"] == 32
+    assert chosen.name == "model best", "else tables would call two policies the same"
     with pytest.raises(InputError, match="Policies are"):
         sam3_answerer(folder, policy="argmax")  # type: ignore[arg-type]
 
