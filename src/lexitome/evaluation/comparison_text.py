@@ -17,13 +17,14 @@ VERDICTS = {"win": "B wins", "loss": "B loses"}
 FEW = 5
 """Names shown of what had no partner; all are in the JSON."""
 LEFT_OUT = {
-    "only_in_a": "only in A", "only_in_b": "only in B", "differ": "with another reference in B",
+    "only_in_a": "only in {a}", "only_in_b": "only in {b}", "differ": "with another reference in {b}",
     "derived": "of unions that the files do not name",
     "absent": "about absent concepts, where there is nothing to score",
-    "no_value_in_a": "without a value in A (of a distance: nothing was predicted)",
-    "no_value_in_b": "without a value in B (of a distance: nothing was predicted)",
+    "no_value_in_a": "without a value in {a} (of a distance: nothing was predicted)",
+    "no_value_in_b": "without a value in {b} (of a distance: nothing was predicted)",
     "no_value_in_both": "without a value in both",
 }  # fmt: skip
+"""Why questions are in no comparison of runs a and b."""
 NOTES = (
     "Intervals (95 %) by resampling units, p by flipping signs of units, Holm over the datasets of a protocol, dz = "
     "mean / standard deviation of the units' differences. A tie is a difference whose interval includes 0."
@@ -107,7 +108,8 @@ def left_out_lines(comparison: Entry) -> list[str]:
         if count:
             names = comparison["unmatched"].get(reason, [])
             more = f": {'; '.join(names[:FEW])}{'; ...' if count > FEW else ''}" if names else ""
-            lines.append(f"{count} questions {LEFT_OUT[reason]}{more}")
+            why = LEFT_OUT[reason].format(a="A", b="B")
+            lines.append(f"{count} questions {why}{more}")
     for side in "ab":
         for state, count in comparison["unanswered"][side].items():
             if count:

@@ -7,6 +7,7 @@ from typing import Any
 
 from lexitome.errors import InputError
 from lexitome.evaluation.comparison import compare_rows
+from lexitome.evaluation.comparison_text import LEFT_OUT
 from lexitome.evaluation.report.blocks import Block, Cell, Column, Notice, Prose, Table
 from lexitome.evaluation.report.result_tables import count, interval_cell, protocol_cell
 from lexitome.evaluation.rows import ResultRow
@@ -25,8 +26,8 @@ def comparison_blocks(named: Sequence[tuple[str, Sequence[ResultRow]]]) -> tuple
             blocks.append(Notice(f"{label} and {named[0][0]}: {error.cause}."))
             continue
         blocks += [_table(named[0][0], label, protocol) for protocol in found["protocols"]]
-        left = {reason.replace("_", " "): number for reason, number in found["left_out"].items() if number}
-        said = ", ".join(f"{number} {reason}" for reason, number in left.items())
+        left = {LEFT_OUT[reason]: number for reason, number in found["left_out"].items() if number}
+        said = ", ".join(f"{number} {reason}".format(a=named[0][0], b=label) for reason, number in left.items())
         blocks.append(Prose(f"{found['pairs']} questions were compared{f'; left out: {said}' if said else ''}."))
     return tuple(blocks)
 
