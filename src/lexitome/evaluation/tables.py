@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lexitome.evaluation.mask_calibration import mask_calibration
 from lexitome.evaluation.metrics import METRICS
 from lexitome.evaluation.presence import presence_table, reliability
 from lexitome.evaluation.rows import ResultRow
@@ -49,6 +50,7 @@ def summarise(rows: Iterable[ResultRow], *, seed: int = 0, draws: int = DRAWS, l
         "overall": for each (model, protocol) and "subset" ("all", "taught", "untaught"), means over the datasets'
             means, and the "datasets" that they are of.
         "presence", "calibration": see `presence.presence_table` and `presence.reliability`.
+        "mask_calibration": see `mask_calibration.mask_calibration`.
         "settings": seed, draws, level and what was resampled.
 
     An interval is {"mean", "low", "high", "units", "cases"}; low and high are None where there is a single unit.
@@ -62,6 +64,7 @@ def summarise(rows: Iterable[ResultRow], *, seed: int = 0, draws: int = DRAWS, l
         "overall": _overall(frame, how),
         "presence": presence_table(frame.rows, seed=seed, draws=draws, level=level),
         "calibration": reliability(frame.rows, seed=seed, draws=draws, level=level),
+        "mask_calibration": mask_calibration(frame.rows),
     }
 
 

@@ -22,7 +22,7 @@ from lexitome.evaluation.protocols import parse_all
 from lexitome.evaluation.reference import test_sets as load_sets
 from lexitome.evaluation.report.overlays import load_examples
 from lexitome.evaluation.rows import ResultRow
-from lexitome.evaluation.run_folder import Run, plain, write_json
+from lexitome.evaluation.run_folder import SUMMARY, Run, plain, write_json
 from lexitome.evaluation.runner import Settings, evaluate
 
 QUIET = Settings(quiet=True, overlays=False, leakage=False)
@@ -85,6 +85,8 @@ def test_numbers_are_those_of_the_masks(whole: Path) -> None:
     liver = rows["s0", "liver", "text"]
     assert liver.length == "mm" and liver.dims == 3 and liver.taught and liver.metrics["ece"] is not None
     assert ece_of(from_text(liver.bins)) == pytest.approx(liver.metrics["ece"]) and not absent.bins
+    pooled = {(e["protocol"], e["dataset"]): e for e in json.loads((whole / SUMMARY).read_text())["mask_calibration"]}
+    assert pooled["text", liver.dataset]["ece"] == pytest.approx(liver.metrics["ece"])
     assert rows["s0", "liver", "oracle-box"].taught  # told by the words of the other protocol
     clicks, point = (rows["s0", "liver", f"oracle-{p}"].metrics["dice"] for p in ("clicks:3", "center-point"))
     assert clicks is not None and point is not None and clicks > point  # each goes where the last answer was wrong

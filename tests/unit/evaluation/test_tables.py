@@ -127,7 +127,8 @@ def test_order_of_rows_does_not_matter_and_all_is_json() -> None:
 
 def test_no_rows_make_empty_tables() -> None:
     tables = summarise([])
-    assert all(tables[name] == [] for name in ("by_dataset", "by_concept", "overall", "presence", "calibration"))
+    kinds = ("by_dataset", "by_concept", "overall", "presence", "calibration", "mask_calibration")
+    assert all(tables[name] == [] for name in kinds)
 
 
 @pytest.mark.slow

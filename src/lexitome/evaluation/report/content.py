@@ -21,7 +21,6 @@ from lexitome.evaluation.report.blocks import (
     compact,
 )
 from lexitome.evaluation.report.figures import available
-from lexitome.evaluation.report.mask_calibration import mask_calibration
 from lexitome.evaluation.report.overlays import PREDICTION, RANKS, REFERENCE, Example, load_examples
 from lexitome.evaluation.report.plots import (
     concept_pictures,
@@ -126,7 +125,7 @@ def _narrowed(table: Table) -> Table:
 
 
 def summarised(named: Named) -> Entry:
-    """`tables.summarise` and "mask_calibration", each table in order: datasets by name, what users can ask before what
+    """`tables.summarise`, each table in order: datasets by name, what users can ask before what
     is an oracle, models as they were named."""
     labels = [label for label, _ in named]
 
@@ -137,7 +136,7 @@ def summarised(named: Named) -> Entry:
                 labels.index(entry["model"]))  # fmt: skip
 
     rows = [row for _, some in named for row in some]
-    found = {**summarise(rows), "mask_calibration": mask_calibration(rows)}
+    found = summarise(rows)
     return {key: sorted(value, key=place) if isinstance(value, list) else value for key, value in found.items()}
 
 
