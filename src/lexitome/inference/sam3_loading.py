@@ -14,6 +14,7 @@ from lexitome.inference.sam3_words import Words
 from lexitome.models.foundation import FOUNDATION, SAM_LICENCE
 from lexitome.models.sam3.network import Sam3Net
 from lexitome.models.sam3.presets import set_side
+from lexitome.models.sam3.quick import quickened
 from lexitome.models.sam3.settings import POLICIES, Policy, Settings
 from lexitome.models.sam3.tokens import GET, Tokens
 from lexitome.models.sam3.weights import load_sam3
@@ -52,6 +53,7 @@ def load_sam3_segmenter(
                 loaded.tracker.set_side(side)
         except ValueError as error:
             raise InputError(model, str(error), "Choose another side.") from error
+    net = quickened(net)
     if loaded.tokens_folder is None:
         raise InputError(model, "comes without a tokenizer, so words cannot be asked", GET)
     tokens = Tokens.load(loaded.tokens_folder)
