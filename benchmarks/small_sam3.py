@@ -60,6 +60,8 @@ DOCUMENT = ROOT / "docs" / "benchmarks" / "small-sam3.md"
 ASKED: tuple[ProtocolSpec, ...] = (TEXT, parse("box"), parse("text+oracle-box"))
 FOLDERS = {BEFORE: START, AFTER: MODEL}
 PAPER = "medical-sam3"
+NONE = 1
+"""Draws, where neither p-values nor intervals are shown: one is the least."""
 GROUPS = {OWN: "internal", EXTERNAL: "external"}
 """Ours, and what the paper calls such sets."""
 Sides = Mapping[str, Run]
@@ -287,7 +289,7 @@ def compared(sides: Mapping[str, Sequence[ResultRow]], seed: int) -> Entry:
     shown = [row for row in sides[AFTER] if row.present and not row.derived]
     protocols = {}
     if shown:
-        (comparison,) = compare_rows(list(sides.items()), metric=METRIC, seed=seed)["comparisons"]
+        (comparison,) = compare_rows(list(sides.items()), metric=METRIC, seed=seed, draws=NONE)["comparisons"]
         for part in comparison["protocols"]:
             (entry,) = part["overall"]
             numbers = {BEFORE: entry["a"]["mean"], AFTER: entry["b"]["mean"]}
@@ -302,7 +304,8 @@ def compared(sides: Mapping[str, Sequence[ResultRow]], seed: int) -> Entry:
 
 
 def presence_of(rows: Iterable[ResultRow], seed: int) -> float | None:
-    return balanced_accuracy(presence_table([row for row in rows if row.protocol == TEXT.name], seed=seed))
+    asked = [row for row in rows if row.protocol == TEXT.name]
+    return balanced_accuracy(presence_table(asked, seed=seed, draws=NONE))
 
 
 def balanced_accuracy(table: Sequence[Entry]) -> float | None:

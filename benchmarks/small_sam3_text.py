@@ -68,8 +68,8 @@ def findings(result: Entry) -> list[str]:
             found.append(what_the_box_did(MEANS[key], row))
     asked = "by words only" if result["trained"]["prompts"] == TEXT else "by words and by boxes"
     found.append(
-        f"The network was trained {asked}. An answer to a box is cut off 5 % around the box, so random weights score "
-        "with a box, too: what they score there is owed to the cut, not to anything they know. The paper's point, that "
+        f"The network was trained {asked}. An answer to a box is cut off 5 % around the box, so even random weights "
+        "score with one: what they score there is owed to the cut, not to anything they know. The paper's point, that "
         "boxes hide how little words give, is about a network that had learned to follow boxes."
     )
     return found
@@ -99,7 +99,7 @@ def how_trained(about: Entry, settings: Entry) -> list[str]:
         f"took {about['minutes']:.1f} minutes. The best checkpoint on validation pictures is of step "
         f"{about['best_step']:,}",
         f"- {len(sets)} sets, {sum(sets.values()):,} training cases: {listed}",
-        *([f"- {left} of these are sets of volumes, and not asked here"] if left else []),
+        *([f"- Sets of volumes among these: {left}, not asked here"] if left else []),
         f"- Weights: {about['licence']}", "",
     ]  # fmt: skip
 

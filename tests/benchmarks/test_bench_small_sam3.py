@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,7 +33,7 @@ TINY = (
 
 
 @pytest.fixture(scope="module", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
@@ -54,7 +54,7 @@ def external(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data") / "external"
     rng = np.random.default_rng(1)
     for name, concept in ((OTHER_NUCLEI, "nuclei"), (POLYPS, "polyp")):
-        masks = [disc(64, *rng.integers(14, 50, 2), 9).astype(np.uint8) for _ in range(4)]
+        masks = [disc(64, y, x, 9).astype(np.uint8) for y, x in rng.integers(14, 50, (4, 2))]
         save_set(root / name, {f"case{i}": (painted(mask, i), mask) for i, mask in enumerate(masks)}, {1: concept})
     return root
 
@@ -100,7 +100,7 @@ def test_from_start_to_end_and_again_without_asking(run: Path, external: Path, t
         assert rows[EXTERNAL, "untaught"]["protocols"][protocol] == rows[POLYPS]["protocols"][protocol]
     assert "words 0.0 → 87.9, box 93.6 → 91.5" in text and "54.0 → 77.0" in text and "11.9 → 73.9" in text
     assert "random weights" in text and "At most 2 test pictures" in text and "so far" not in text
-    assert "1 of these are sets of volumes, and not asked here" in text and "missed by" in text
+    assert "Sets of volumes among these: 1, not asked here" in text and "missed by" in text
     answered = stamps(asked.work)
     again = small_sam3.measure(asked, out, document)
     assert stamps(asked.work) == answered and len(answered) == len(POLICIES) + 2 * 3

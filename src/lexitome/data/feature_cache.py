@@ -1,4 +1,4 @@
-"""Small arrays on disk under a key, so that they are computed once: what a text encoder says of words.
+"""What is computed once and kept on disk: what a text encoder says of words, and hashes of gigabytes of weights.
 
 A cache never decides whether work can be done: a folder that cannot be written or a damaged file only costs time.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,20 @@ from lexitome.io.atomic import replacing
 def user_cache() -> Path:
     """Where a user's programs keep what can be computed again (XDG Base Directory Specification)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lexitome"
+
+
+def kept_hash(files: Sequence[Path], compute: Callable[[], str], folder: Path) -> str:
+    """SHA-256 of files, computed again only if the path, size or time of change of one is another."""
+    told = [f"{path.resolve()} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files]
+    kept = folder / hashlib.sha256("\n".join(told).encode()).hexdigest()
+    with suppress(OSError, UnicodeDecodeError):
+        found = kept.read_text(encoding="ascii")
+        if re.fullmatch("[0-9a-f]{64}", found):
+            return found
+    computed = compute()
+    with suppress(InputError), replacing(kept) as temporary:
+        temporary.write_text(computed, encoding="ascii")
+    return computed
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from lexitome.data.feature_cache import FeatureCache, user_cache
+from lexitome.data.feature_cache import FeatureCache, kept_hash, user_cache
 from lexitome.errors import InputError
 from lexitome.inference.sam3_segmenter import Dtype, Sam3Segmenter
 from lexitome.inference.sam3_words import Words
@@ -18,6 +19,9 @@ from lexitome.models.sam3.quick import quickened
 from lexitome.models.sam3.settings import POLICIES, Policy, Settings
 from lexitome.models.sam3.tokens import GET, Tokens
 from lexitome.models.sam3.weights import load_sam3
+
+WORDS = ("text_encoder.", "text_projection.")
+"""Stay mapped to their file: two fifths of the weights, needed only for words whose features are not stored yet."""
 
 
 def load_sam3_segmenter(
@@ -30,7 +34,7 @@ def load_sam3_segmenter(
         threads: of torch, for the whole process; by default as they are.
         policy: what the mask is, by default as stored with the weights.
         side: of the square the network sees, by default as in the weights; smaller is quicker and coarser.
-        cache: folder for features of words, by default `feature_cache.user_cache`.
+        cache: folder for features of words and for hashes of weights, by default `feature_cache.user_cache`.
 
     Raises:
         InputError: there are no such weights, they are of another model, or there is no tokenizer; an unknown policy or
@@ -39,7 +43,7 @@ def load_sam3_segmenter(
     began = time.perf_counter()
     if threads is not None:
         torch.set_num_threads(threads)
-    loaded = load_sam3(model, dtype=chosen_dtype(dtype), tracker=True)
+    loaded = load_sam3(model, dtype=chosen_dtype(dtype), tracker=True, mapped=WORDS)
     stored = loaded.settings if policy is None else {**loaded.settings, "policy": policy}
     try:
         settings = Settings.read(stored)
@@ -61,9 +65,11 @@ def load_sam3_segmenter(
     if tokens.size > known:
         cause = f"its tokenizer has {tokens.size} tokens, its text encoder {known}"
         raise InputError(model, cause, GET)
-    words = Words(net, tokens, lambda: loaded.sha256, FeatureCache(cache or user_cache() / "text"))
+    place = cache or user_cache()
+    hashed = partial(kept_hash, loaded.files, lambda: loaded.sha256, place / "sha256")
+    words = Words(net, tokens, hashed, FeatureCache(place / "text"))
     return Sam3Segmenter(
-        net, words, settings, str(model), loaded.source, lambda: loaded.sha256, loaded.licence, loaded.tracker,
+        net, words, settings, str(model), loaded.source, hashed, loaded.licence, loaded.tracker,
         _duties(model, loaded.licence), time.perf_counter() - began,
     )  # fmt: skip
 

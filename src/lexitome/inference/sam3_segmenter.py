@@ -321,7 +321,7 @@ class Sam3Segmenter:
             "device": "cpu",
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "dtype": str(self.net.model.dtype).removeprefix("torch."),
+            "dtype": str(self.net.dtype).removeprefix("torch."),
             "side": self.net.side,
             "settings": self.settings.to_json(),
             "tracker": self.tracker is not None,

@@ -56,10 +56,11 @@ class Words:
         weight = self.net.model.text_projection.weight
         if self.cache is None:
             return self.net.text(ids.to(weight.device), mask.to(weight.device))[0]
-        key = (self.weights(), str(weight.dtype), " ".join(map(str, ids[0].tolist())))
+        dtypes = f"{weight.dtype} {self.net.dtype}"
+        key = (self.weights(), dtypes, " ".join(map(str, ids[0].tolist())))
         stored = self.cache.get(key)
         if stored is not None and stored.shape == (ids.shape[1], weight.shape[0]):
-            return torch.from_numpy(stored).to(weight)
+            return torch.from_numpy(stored).to(weight.device, self.net.dtype)
         found = self.net.text(ids.to(weight.device), mask.to(weight.device))[0]
         self.cache.put(key, found.float().cpu().numpy())
         return found

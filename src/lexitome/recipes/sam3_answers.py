@@ -34,7 +34,7 @@ class Sam3Answerer:
         return {
             "name": self.name, "kind": "sam3", "weights_sha256": segmenter.weights,
             "settings": segmenter.settings.to_json(), "side": segmenter.net.side,
-            "dtype": str(segmenter.net.model.dtype).removeprefix("torch."),
+            "dtype": str(segmenter.net.dtype).removeprefix("torch."),
             "tracker": segmenter.tracker is not None, "licence": segmenter.licence, "duties": segmenter.duties,
             "trained_on": list(segmenter.settings.trained_on),
         }  # fmt: skip

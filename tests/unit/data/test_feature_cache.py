@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lexitome.data.feature_cache import FeatureCache, user_cache
+from lexitome.data.feature_cache import FeatureCache, kept_hash, user_cache
 
 FEATURES = np.arange(6, dtype=np.float32).reshape(2, 3)
 
@@ -53,3 +54,20 @@ def test_a_place_that_cannot_be_written_only_costs_time(tmp_path: Path) -> None:
 def test_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert user_cache() == tmp_path / "lexitome"
+
+
+def test_hashes_are_kept_until_a_file_changes(tmp_path: Path) -> None:
+    file, asked = tmp_path / "weights.pt", []
+    file.write_bytes(b"one")
+
+    def found() -> str:
+        return kept_hash([file], lambda: asked.append(1) or f"{len(asked):064x}", tmp_path / "new" / "sha256")  # type: ignore[func-returns-value]
+
+    assert found() == found() == f"{1:064x}" and len(asked) == 1
+    os.utime(file, ns=(1, 1))
+    assert found() == f"{2:064x}"
+    file.write_bytes(b"three")
+    assert found() == f"{3:064x}"
+    for kept in (tmp_path / "new" / "sha256").iterdir():
+        kept.write_bytes(b"\xff damaged")
+    assert found() == f"{4:064x}" and found() == f"{4:064x}"

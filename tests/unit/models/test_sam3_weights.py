@@ -20,6 +20,7 @@ from transformers import Sam3Config, Sam3Model, Sam3VideoModel  # noqa: E402
 
 from lexitome.errors import InputError  # noqa: E402
 from lexitome.models.sam3.conversion import in_full, left_out, to_official, to_ours  # noqa: E402
+from lexitome.models.sam3.network import Sam3Net  # noqa: E402
 from lexitome.models.sam3.presets import build, config_of  # noqa: E402
 from lexitome.models.sam3.reading import is_finite  # noqa: E402
 from lexitome.models.sam3.tracker import Sam3Tracker, tracker_config  # noqa: E402
@@ -161,6 +162,19 @@ def test_weights_stay_in_the_file_they_lie_in(tiny: Tiny, tmp_path: Path) -> Non
         for parameter in net.parameters():
             parameter.add_(1)
     assert (tmp_path / "sam3.pt").read_bytes() == before
+
+
+def test_what_is_seldom_needed_stays_in_the_file(tiny: Tiny, tmp_path: Path) -> None:
+    torch.save(tiny.official, tmp_path / "sam3.pt")
+    config_beside(tiny.model, tmp_path)
+    words = ("text_encoder.", "text_projection.")
+    loaded = load_sam3(tmp_path / "sam3.pt", dtype=torch.bfloat16, mapped=words)
+    dtypes = {name: value.dtype for name, value in loaded.net.named_parameters()}
+    assert {dtype for name, dtype in dtypes.items() if name.startswith(words)} == {torch.float32}
+    assert {dtype for name, dtype in dtypes.items() if not name.startswith(words)} == {torch.bfloat16}
+    net = Sam3Net(loaded.net)
+    said = net.text(torch.tensor([[1, 2, 3]]), torch.ones(1, 3, dtype=torch.bool))
+    assert said.dtype == net.dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("video", [False, True])

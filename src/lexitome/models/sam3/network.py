@@ -95,6 +95,11 @@ class Sam3Net(nn.Module):
         vision: Any = self.model.config.vision_config
         return int(vision.backbone_config.image_size)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is computed; the weights of words may have another."""
+        return _dtype(self.model.detr_encoder)
+
     def recompute_activations(self, on: bool = True) -> None:
         """Keep only the inputs of each layer for the backward pass: far less memory, a third more time."""
         self.recompute = on
@@ -122,7 +127,7 @@ class Sam3Net(nn.Module):
         """Tokens (Q, T) to (Q, T, C): depends on nothing else, and may be cached."""
         words = self.model.text_encoder.text_model(input_ids=tokens, attention_mask=mask).last_hidden_state
         projected: Tensor = self.model.text_projection(words)
-        return projected
+        return projected.to(self.dtype)
 
     def decode(
         self, features: Features, prompts: Prompts, text: Tensor | None = None, *, twins: bool = False

@@ -76,12 +76,16 @@ class Loaded:
         return digest.hexdigest()
 
 
-def load_sam3(source: str | Path, *, dtype: torch.dtype = torch.float32, tracker: bool = False) -> Loaded:
+def load_sam3(
+    source: str | Path, *, dtype: torch.dtype = torch.float32, tracker: bool = False, mapped: tuple[str, ...] = ()
+) -> Loaded:
     """
     Args:
         source: a name of `foundation.FOUNDATION`, a file, a folder, or `hf:OWNER/NAME`.
         dtype: of the weights in memory. Those that are stored in it stay mapped to their file.
         tracker: load the tracker too, if the weights have one.
+        mapped: beginnings of names of the detector that stay mapped to their file whatever `dtype` is, so that they
+            take no memory while they are not used.
 
     Raises:
         InputError: the weights are missing, of another model, incomplete, damaged, not finite, or hold code.
@@ -90,7 +94,7 @@ def load_sam3(source: str | Path, *, dtype: torch.dtype = torch.float32, tracker
     stored = read(path)
     detector_config, stored_tracker = _configurations(stored, path)
     detector, tracked, kept = _sorted(stored, path)
-    net = _filled(lambda: Sam3Model(detector_config), detector, dtype, path)
+    net = _filled(lambda: Sam3Model(detector_config), detector, dtype, path, mapped)
     found = None
     if tracker and any(name.startswith(OURS_TRACKER) for name in tracked):
         vision: Any = net.config.vision_config
@@ -132,7 +136,9 @@ def _configurations(stored: Stored, path: Path) -> tuple[Sam3Config, Sam3Tracker
         raise InputError(path, cause, GET) from error
 
 
-def _filled(make: Callable[[], Net], state: dict[str, Tensor], dtype: torch.dtype, path: Path) -> Net:
+def _filled(
+    make: Callable[[], Net], state: dict[str, Tensor], dtype: torch.dtype, path: Path, mapped: tuple[str, ...] = ()
+) -> Net:
     """A network of `make` that holds exactly the tensors of `state`, in evaluation mode."""
     with torch.device("meta"), no_init_weights():
         net = make()
@@ -142,7 +148,7 @@ def _filled(make: Callable[[], Net], state: dict[str, Tensor], dtype: torch.dtyp
         if not is_finite(value):
             broken.append(name)
         if value.dtype != dtype:
-            state[name] = value.to(dtype)
+            state[name] = value if name.startswith(mapped) else value.to(dtype)
             release(value)
     if broken:
         cause = f"{len(broken)} tensors hold values that are not finite: {some(broken)}"
