@@ -47,7 +47,7 @@ from lexitome.evaluation.rows import ResultRow
 from lexitome.evaluation.run_folder import INFO, LEAKAGE, LEDGER, MASKS, SUMMARY, write_json, write_rows
 from lexitome.evaluation.tables import summarise
 
-_ANSWERING = ("data", "inference", "io", "models/*.py", "evaluation/metrics", "assets/*.*", "text.py", "concepts.py",
+_ANSWERING = ("data", "inference", "io", "models", "evaluation/metrics", "assets/*.*", "text.py", "concepts.py",
               "prompts.py", "segmentation.py", "volume.py",
               *(f"evaluation/{name}.py" for name in ("answering", "asking", "baselines", "predictions", "protocols",
                                                      "reference", "rows")))  # fmt: skip
