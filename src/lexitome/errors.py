@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -24,3 +25,10 @@ class Interrupted(InputError):
     def __init__(self, path: str | Path, cause: str, remedy: str, number: int) -> None:
         super().__init__(path, cause, remedy)
         self.number = number
+
+
+def some(names: Iterable[str], most: int = 10) -> str:
+    """The first ten of many names, for a message."""
+    listed = sorted(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from lexitome.cli.training_extra import need_packages
 from lexitome.errors import InputError
-from lexitome.inference.loading import refuse_sam3_options
+from lexitome.inference.dinov3_card import is_segmenter
+from lexitome.inference.loading import check_model, refuse_sam3_options
 
 if TYPE_CHECKING:
     from lexitome.evaluation.answering import Answerer
@@ -18,12 +19,13 @@ if TYPE_CHECKING:
 def model_answerer(
     model: str, command: str, name: str = "", *, policy: str | None = None, side: int | None = None
 ) -> Answerer:
-    """A U-Net specialist or several (what `lexitome train unet` wrote), a SAM, a SAM3, or a compact model.
+    """A U-Net specialist or several (what `lexitome train unet` wrote), a segmenter of `lexitome train meddinov3`, a
+    SAM, a SAM3, or a compact model.
 
     Args:
         model: a folder, or else as `models.foundation.kind_of` takes it.
         command: that asks, for messages.
-        name: what tables call a specialist or a SAM; the others are called as their cards or weights are.
+        name: what tables call a specialist, a segmenter or a SAM; the others are called as their cards or weights are.
         policy, side: of SAM3, see `lexitome segment`.
 
     Raises:
@@ -34,7 +36,7 @@ def model_answerer(
 
     folder = Path(model)
     specialist = (folder / "specialist.json").is_file() or any(folder.glob("*/specialist.json"))
-    kind = "specialist" if specialist else kind_of(model)
+    kind = "specialist" if specialist else "segmenter" if is_segmenter(folder) else kind_of(model)
     if kind != "sam3":
         refuse_sam3_options(model, policy, side)
     if specialist:
@@ -42,6 +44,13 @@ def model_answerer(
         from lexitome.recipes.specialist_answers import specialist_answerer
 
         return specialist_answerer(folder, name or "specialist")
+    if kind == "segmenter":
+        need_packages(command)
+        from lexitome.recipes.meddinov3_answers import meddinov3_answerer
+
+        return meddinov3_answerer(folder, name)
+    if kind == "dinov3":
+        check_model(model)
     if kind == "compact":
         from lexitome.evaluation.answering import compact_answerer
 

@@ -15,14 +15,26 @@ from typing import Annotated
 import typer
 
 from lexitome import __version__
-from lexitome.cli import benchmark, check_data, compare, demo, describe, evaluate, export, report_run, segment, train
+from lexitome.cli import (
+    benchmark,
+    check_data,
+    compare,
+    demo,
+    describe,
+    evaluate,
+    export,
+    pretrain,
+    report_run,
+    segment,
+    train,
+)
 from lexitome.cli.console import BAD_INPUT, OK, TERMINATED, Console
 from lexitome.cli.options import Debug
 
 # Plain help: quick to start, easy to grep, and the same in docs/cli.md.
 app = typer.Typer(name="lexitome", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 MEASURING = (evaluate.app, compare.app, report_run.app, benchmark.app)
-for group in (segment.app, demo.app, describe.app, check_data.app, train.app, export.app, *MEASURING):
+for group in (segment.app, demo.app, describe.app, check_data.app, train.app, pretrain.app, export.app, *MEASURING):
     app.add_typer(group)
 
 

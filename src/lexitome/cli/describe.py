@@ -83,8 +83,14 @@ def _print_foundation(brought: Sequence[FoundationModel]) -> None:
     ]  # fmt: skip
     for line in align((head, *rows)):
         print(line)
+    duties: dict[str, list[str]] = {}
     for model in brought:
-        print(f"{model.name}: {model.duties}.{'' if here[model.name] else f' {model.get}.'}")
+        duties.setdefault(model.duties, []).append(model.name)
+    for said, names in duties.items():
+        print(f"{', '.join(names)}: {said}.")
+    for model in brought:
+        if not here[model.name]:
+            print(f"{model.name}: {model.get}.")
 
 
 def describe_foundation(model: FoundationModel) -> dict[str, Any]:
@@ -94,6 +100,7 @@ def describe_foundation(model: FoundationModel) -> dict[str, Any]:
     return {
         "name": model.name,
         "tier": "foundation",
+        "kind": model.kind,
         "summary": model.summary,
         "weights_licence": model.licence,
         "weights_duties": model.duties,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from lexitome.cli import train_sam3
+from lexitome.cli import train_meddinov3, train_sam3
 from lexitome.cli.console import OK
 from lexitome.cli.options import Debug
 from lexitome.cli.training_extra import CACHE, need_packages
@@ -47,8 +47,9 @@ def train(  # noqa: PLR0913 - the signature is the command line
         str | None,
         typer.Argument(
             metavar="[RECIPE]",
-            help="compact, compact-open, unet (a MONAI U-Net for each set), sam3, medical-sam3, or small-sam3 (a small "
-            "SAM3 from random weights); by default planned.",
+            help="compact, compact-open, unet (a MONAI U-Net for each set), sam3, medical-sam3, small-sam3 (a small "
+            "SAM3 from random weights), meddinov3 or meddinov3-mini (DINOv3 with a decoder for the targets of one set; "
+            "mini for a CPU); by default planned.",
         ),
     ] = None,
     data: Annotated[
@@ -65,7 +66,7 @@ def train(  # noqa: PLR0913 - the signature is the command line
             "--start",
             metavar="MODEL",
             help="Model to teach on: a name, a folder, or imagenet; else compact. "
-            "For recipes of SAM3 weights of SAM3, or random:small.",
+            "For recipes of SAM3 weights of SAM3, or random:small; of MedDINOv3 those of DINOv3, or random:mini.",
         ),
     ] = None,
     settings: Annotated[
@@ -114,6 +115,9 @@ def _begin(asked: Request, out: Path, cache: Path, *, plan_only: bool) -> None:
         _refuse_old_run(out)
     if asked.recipe in train_sam3.NAMES:
         train_sam3.begin(asked, out, cache, _say, plan_only=plan_only)
+        return
+    if asked.recipe in train_meddinov3.NAMES:
+        train_meddinov3.begin(asked, out, cache, _say, plan_only=plan_only)
         return
     job, datasets = _planned(asked) if asked.recipe is None else _listed(asked)
     if plan_only:
@@ -168,6 +172,9 @@ def _continue(out: Path, cache: Path) -> None:
     if train_sam3.is_run(out):
         train_sam3.go_on(out, cache, _say)
         return
+    if train_meddinov3.is_run(out):
+        train_meddinov3.go_on(out, cache, _say)
+        return
     if any(out.glob(f"*/{run.RECIPE}")) and not (out / run.RECIPE).is_file():
         raise InputError(out, "holds specialists", "Type the command that began them again: it continues them.")
     job = run.Job.load(out)
@@ -188,7 +195,7 @@ def _listed(asked: Request) -> tuple[Job, list[Dataset]]:
     from lexitome.recipes.overrides import override
 
     if asked.recipe not in RECIPES:
-        names = ", ".join((*RECIPES, UNET, *train_sam3.NAMES))
+        names = ", ".join((*RECIPES, UNET, *train_sam3.NAMES, *train_meddinov3.NAMES))
         remedy = f"Choose from {names}, or leave it out and let one be planned from --data."
         raise InputError("lexitome train", f"there is no recipe {asked.recipe!r}", remedy)
     recipe = RECIPES[asked.recipe]()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from lexitome.concepts import Vocabulary
 from lexitome.data.dataset import Target
@@ -54,3 +54,12 @@ def lateral_unions(targets: Sequence[Target]) -> list[Target]:
         codes = tuple(dict.fromkeys(target.codes + partner.codes))
         unions.append(Target(part, tuple(sorted(words)), codes, target.labels + partner.labels, derived=True))
     return unions
+
+
+def made_of(targets: Sequence[Target], labels: Collection[int]) -> list[int]:
+    """Indices of the targets whose union is made of exactly these labels, whatever it is called: one, or several where
+    none is ("kidneys"); nothing if there are no such."""
+    wanted = set(labels)
+    same = [i for i, target in enumerate(targets) if target.labels and set(target.labels) == wanted]
+    parts = same[:1] or [i for i, target in enumerate(targets) if target.labels and set(target.labels) <= wanted]
+    return parts if {label for i in parts for label in targets[i].labels} == wanted else []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lexitome.errors import InputError
+from lexitome.inference.dinov3_card import is_segmenter
 from lexitome.inference.segmenter import Segmenter
 from lexitome.models.foundation import FOUNDATION, NEEDS, kind_of, locate
 from lexitome.prompts import Query
@@ -37,7 +38,12 @@ def check_model(model: str | Path) -> None:
     Raises:
         InputError: there is no such model, or its weights are not on this machine.
     """
-    if kind_of(model) == "sam":
+    if is_segmenter(model):
+        return
+    if (kind := kind_of(model)) == "dinov3":
+        remedy = f"Teach it your own targets: lexitome train meddinov3 --start {model} --data DIR"
+        raise InputError(f"model {str(model)!r}", "is an encoder, which finds nothing by itself", remedy)
+    if kind == "sam":
         remedy = f"Choose another model, or type: lexitome evaluate --model {model}"
         raise InputError(f"model {str(model)!r}", "SAM takes boxes alone, and serves as a baseline only", remedy)
     if str(model) in FOUNDATION:
@@ -59,7 +65,8 @@ def load_segmenter(
 ) -> AnySegmenter:
     """
     Args:
-        model: a name of the catalog or of `models.foundation`, a folder or file of weights, or `hf:OWNER/NAME`.
+        model: a name of the catalog or of `models.foundation`, a folder or file of weights, `hf:OWNER/NAME`, or the
+            folder of a segmenter that `lexitome train meddinov3` wrote.
         threads: CPU threads; by default every core.
         policy: which of SAM3's answers is the mask, see `models.sam3.settings.Policy`; by default as its weights say.
         side: of the square picture SAM3 sees, in pixels; by default as it was trained.
@@ -69,14 +76,20 @@ def load_segmenter(
         ValueError: the weights on disk are not the ones the card describes.
     """
     check_model(model)
-    if kind_of(model) == "compact":
+    kind = "segmenter" if is_segmenter(model) else kind_of(model)
+    if kind != "sam3":
         refuse_sam3_options(model, policy, side)
+    if kind == "compact":
         return Segmenter.load(model, threads=threads)
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
         raise InputError(f"model {str(model)!r}", f"needs {error.name}, which is not installed", NEEDS) from error
+    if kind == "segmenter":
+        from lexitome.inference.dinov3_segmenter import DinoVolumeSegmenter
+
+        return DinoVolumeSegmenter.load(model, threads=threads)
     from lexitome.inference.sam3_segmenter import Sam3Segmenter
 
     return Sam3Segmenter.load(model, threads=threads, policy=policy, side=side)  # type: ignore[arg-type] # it checks

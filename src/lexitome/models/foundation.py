@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +19,21 @@ from lexitome.errors import InputError
 from lexitome.models import hub
 from lexitome.models.catalog import CATALOG, FILES, find_model
 
-Kind = Literal["compact", "sam3", "sam"]
+Kind = Literal["compact", "sam3", "sam", "dinov3"]
 WEIGHTS_FOLDER = "LEXITOME_WEIGHTS"
 SAM_LICENCE = "SAM License"
+DINO_LICENCE = "DINOv3 License"
 TENSOR_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+DINO_TYPE = "dinov3_vit"
+"""`model_type` in configurations of transformers."""
+_DINO_MARKS = (
+    (b"storage_tokens", b"ls1.gamma"), (b"rope_embed.periods",), (b"reg_token", b"gamma_1"),
+    (b"embeddings.register_tokens", b"layer_scale1.lambda1", b"attention.o_proj"),
+)  # fmt: skip
+"""Parts of names in the official layout, timm's and transformers', each group enough to know DINOv3."""
+_MOST_NAMES = 1 << 25
+"""Bytes of a file's list of names that are looked at."""
 NEEDS = 'Type: pip install "lexitome[train]"'
 
 
@@ -53,7 +64,23 @@ class FoundationModel:
     @property
     def remedy(self) -> str:
         """What to do where the weights are missing or unusable, in one line."""
-        return f"{self.get}. Or name weights you have: --model FOLDER|FILE. {self.licence}: {self.duties}."
+        named = "FOLDER|FILE" if self.kind == "dinov3" else "--model FOLDER|FILE"
+        return f"{self.get}. Or name weights you have: {named}. {self.licence}: {self.duties}."
+
+
+_DINO_DUTIES = (
+    "derived weights stay under it and come with a copy, publications acknowledge DINOv3, military uses are barred"
+)
+
+
+def _dinov3(name: str, repository: str, size_gb: float, parameters: str) -> FoundationModel:
+    """One of the sizes that Meta distilled from its largest, trained on 1.7 billion photographs (LVD-1689M)."""
+    place = f"facebook/dinov3-{repository}-pretrain-lvd1689m"
+    return FoundationModel(
+        name, "dinov3", f"DINOv3 as released, {parameters} parameters: an encoder of pictures, to be probed and "
+        "trained on.", size_gb, DINO_LICENCE, _DINO_DUTIES, place, "",
+        f"Accept the licence at https://huggingface.co/{place}, then type: hf auth login, and: hf download {place}",
+    )  # fmt: skip
 
 
 _SAM_DUTIES = "derived weights stay under it, publications acknowledge SAM, military uses are barred"
@@ -78,6 +105,17 @@ FOUNDATION: dict[str, FoundationModel] = {
             "Apache-2.0", "keep its notice", "facebook/sam-vit-base", "",
             "Type: hf download facebook/sam-vit-base --exclude '*.bin' '*.h5'",
         ),
+        _dinov3("dinov3-s", "vits16", 0.09, "22 million"),
+        _dinov3("dinov3-s-plus", "vits16plus", 0.11, "29 million"),
+        _dinov3("dinov3-b", "vitb16", 0.34, "86 million"),
+        _dinov3("dinov3-l", "vitl16", 1.2, "303 million"),
+        _dinov3("dinov3-h-plus", "vith16plus", 3.4, "841 million"),
+        FoundationModel(
+            "meddinov3-b", "dinov3", "DINOv3 B trained on by 3.9 million CT slices (MedDINOv3).", 0.5,
+            "Apache-2.0", "its card says so; whether weights that began as DINOv3's can leave the DINOv3 License is "
+            "not resolved", "ricklisz123/MedDINOv3-ViTB-16-CT-3M", "model.pth",
+            "Type: hf download ricklisz123/MedDINOv3-ViTB-16-CT-3M model.pth",
+        ),
     )
 }  # fmt: skip
 
@@ -95,18 +133,20 @@ def kind_of(model: str | Path) -> Kind:
         return FOUNDATION[typed].kind
     path = Path(model).expanduser()
     if path.is_file() and path.suffix.lower() in TENSOR_FILES:
-        return "sam3"
+        return "dinov3" if _names_dinov3(path) else "sam3"
     if path.is_dir() and not path.joinpath(FILES[0]).is_file():
         stored = read_config(path)
+        if stored.get("model_type") == DINO_TYPE:
+            return "dinov3"
         if str(stored.get("model_type", "")).startswith("sam"):
             return "sam" if stored["model_type"] == "sam" else "sam3"
         if weights_in(path):
             return "sam3"
     known = _of_repository(typed)
     if not path.exists() and (known is not None or hub.is_named(typed)):
-        return "sam3" if known is None else known.kind
+        return _of_unknown(typed) if known is None else known.kind
     inside = path / "model"  # of the folder of a training run
-    if str(read_config(inside).get("model_type", "")).startswith("sam3"):
+    if str(read_config(inside).get("model_type", "")).startswith(("sam3", DINO_TYPE)):
         raise InputError(path, "holds no model", f"Did you mean {inside}?")
     try:
         find_model(model)
@@ -119,8 +159,11 @@ def kind_of(model: str | Path) -> Kind:
     return "compact"
 
 
-def locate(model: str | Path) -> Path:
+def locate(model: str | Path, remedy: str = "") -> Path:
     """The file or folder of weights of a foundation model.
+
+    Args:
+        remedy: what to do where a repository that is none of `FOUNDATION` cannot be had; by default SAM3's.
 
     Raises:
         InputError: they are not here; the message says where to get them, under which licence, and what to type.
@@ -135,7 +178,7 @@ def locate(model: str | Path) -> Path:
         return path
     known = _of_repository(typed)
     if known is None:
-        return hub.fetch(typed, remedy=FOUNDATION["sam3"].remedy)
+        return hub.fetch(typed, remedy=remedy or FOUNDATION["sam3"].remedy)
     return hub.fetch(typed, remedy=known.remedy, file=known.file)
 
 
@@ -147,6 +190,30 @@ def is_here(name: str) -> bool:
 def _of_repository(typed: str) -> FoundationModel | None:
     """The model that a repository of this name holds, if it is one of `FOUNDATION`."""
     return next((known for known in FOUNDATION.values() if known.hub == hub.parse(typed)[0]), None)
+
+
+def _of_unknown(typed: str) -> Kind:
+    """Of a repository that is none of `FOUNDATION`: by what was downloaded, else by its name."""
+    here = hub.cached(*hub.parse(typed))
+    if here is not None:
+        return kind_of(here)
+    return "dinov3" if "dinov3" in typed.lower() else "sam3"
+
+
+def _names_dinov3(file: Path) -> bool:
+    """Whether the names of its tensors are DINOv3's, in any layout; read without unpickling. False if unreadable."""
+    try:
+        if file.suffix.lower() == ".safetensors":
+            with file.open("rb") as opened:
+                names = opened.read(min(int.from_bytes(opened.read(8), "little"), _MOST_NAMES))
+        else:
+            with zipfile.ZipFile(file) as archive:
+                inside = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+                with archive.open(inside) as opened:
+                    names = opened.read(_MOST_NAMES)
+    except (OSError, StopIteration, zipfile.BadZipFile, NotImplementedError):
+        return False
+    return any(all(mark in names for mark in marks) for marks in _DINO_MARKS)
 
 
 def _here(model: FoundationModel) -> Path | None:

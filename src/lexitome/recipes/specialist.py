@@ -18,9 +18,10 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Literal, NamedTuple, TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -32,35 +33,31 @@ from torch.nn import functional as F
 
 from lexitome.data.augment import change_tone, draw_warp, warp_labels, warp_picture
 from lexitome.data.cache import CachedDataset, open_cache
-from lexitome.data.dataset import UNKNOWN_CODE, Dataset, Target
+from lexitome.data.dataset import Dataset, Target
 from lexitome.data.intensity import Window
 from lexitome.data.trained_on import FILE, fingerprints
 from lexitome.data.traits import traits_of
 from lexitome.errors import InputError
 from lexitome.io.atomic import replacing
-from lexitome.losses.mask import bce, soft_dice
 from lexitome.recipes.finetune import steps_for
 from lexitome.training import checkpoint
-from lexitome.training.engine import RunConfig, fit
+from lexitome.training.dense import Batch, TargetScores, judged_of, known_of, masks_of, pairs, region_terms, row_at
+from lexitome.training.engine import Precision, RunConfig, fit
 from lexitome.training.optim import OptimConfig
+from lexitome.training.pace import quicker
 from lexitome.training.progress import LOG, read_log
 from lexitome.training.validation import USUAL_SIDE
 
 K = TypeVar("K")
 CARD, PLAN, WEIGHTS = "specialist.json", "recipe.json", "model.safetensors"
 NetworkName = Literal["UNet", "BasicUNet"]
-Precision = Literal["bf16", "fp32"]
-PRECISIONS: tuple[Precision, ...] = ("bf16", "fp32")
 Say = Callable[[str], None]
 SIDE_STEP = 32
 """Both networks halve a picture four times; a side may be any multiple of this."""
-TIMED_STEPS = 3
 FEWEST_TRIED = 10
 """Steps of a trial, however slow the network is."""
 VALIDATED = 64
 """Pictures of a validation, at most."""
-EMPTY = -30.0
-"""A logit where nobody judged: no loss, no gradient."""
 
 
 @dataclass(frozen=True)
@@ -103,16 +100,6 @@ class Card:
     seconds: float
 
 
-class Batch(NamedTuple):
-    """Pictures (N, 3, S, S), masks (N, T, S, S), known (N, T): whether anyone looked for the target in the picture,
-    judged (N, 1, S, S)."""
-
-    pictures: Tensor
-    masks: Tensor
-    known: Tensor
-    judged: Tensor
-
-
 @dataclass(frozen=True, eq=False)
 class SpecialistTask:
     """A `training.engine.Task`. `train` and `val` are rows of the cache."""
@@ -133,47 +120,32 @@ class SpecialistTask:
         return Batch(pictures.contiguous(memory_format=torch.channels_last), masks, known, judged)
 
     def _picture(self, step: int, index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Picture `index` of a step: all pictures in a new order, epoch by epoch, changed at random."""
-        epoch, place = divmod(step * self.recipe.images + index, len(self.train))
-        order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.train))
-        row = self.train[order[place]]
+        """Picture `index` of a step, changed at random."""
+        row = row_at(self.train, self.recipe.seed, step * self.recipe.images + index)
         rng = np.random.default_rng((self.recipe.seed, step, index, 1))
         warp = draw_warp(self.cached.traits, rng)
         picture = warp_picture(self.cached.images[row], warp, self.side)
         is_colour = not self.cached.rows[row].stacked and bool((picture[0] != picture[1]).any())
         picture = change_tone(picture, rng, colour=is_colour)
         codes = warp_labels(self.cached.codes[row], warp, self.side)
-        masks = torch.from_numpy(np.stack([np.isin(codes, t.codes) for t in self.targets]).astype(np.float32))
-        hidden = set(self.cached.rows[row].unknown)
-        known = torch.tensor([float(not hidden & set(t.labels)) for t in self.targets])
-        return normalised(picture), masks, known, torch.from_numpy(codes != UNKNOWN_CODE)[None]
+        known = known_of(self.cached.rows[row].unknown, self.targets)
+        return normalised(picture), masks_of(codes, self.targets), known, judged_of(codes)
 
     def counts(self, batch: Batch) -> Tensor:
-        """Pairs of picture and target that somebody looked for."""
-        return batch.known.sum()[None]
+        return pairs(batch)
 
     def loss(self, model: nn.Module, batch: Batch, totals: Tensor) -> dict[str, Tensor]:
-        logits = model(batch.pictures).float().masked_fill(~batch.judged, EMPTY).flatten(0, 1)
-        masks, known = (batch.masks * batch.judged).flatten(0, 1), batch.known.flatten()
-        pairs = totals[0].clamp_min(1)
-        return {
-            "bce": (bce(logits, masks) * known).sum() / pairs,
-            "dice": (soft_dice(logits, masks) * known).sum() / pairs,
-        }
+        return region_terms(model(batch.pictures), batch, totals)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
         """Mean Dice of the targets that the validation pictures show, at the resolution of the cache."""
-        scores: dict[str, list[float]] = {}
+        scores = TargetScores()
         for row in self.val:
-            codes, hidden = self.cached.codes[row], set(self.cached.rows[row].unknown)
+            codes = self.cached.codes[row]
             likely = probabilities(model, np.array(self.cached.images[row])[None], self.side)[0]
             for target, plane in zip(self.targets, likely, strict=True):
-                truth = np.isin(codes, target.codes)
-                if truth.any() and not hidden & set(target.labels):
-                    mask = (resized(plane, *codes.shape) >= 0.5) & (codes != UNKNOWN_CODE)
-                    overlap = 2.0 * np.count_nonzero(mask & truth)
-                    scores.setdefault(target.name, []).append(overlap / (mask.sum() + truth.sum()))
-        return {"dice": float(np.mean([np.mean(values) for values in scores.values()]))} if scores else {}
+                scores.add(target, resized(plane, *codes.shape) >= 0.5, codes, self.cached.rows[row].unknown)
+        return scores.metrics()
 
 
 def build_network(name: NetworkName, targets: int) -> nn.Module:
@@ -190,6 +162,10 @@ def build_network(name: NetworkName, targets: int) -> nn.Module:
     else:
         network = BasicUNet(spatial_dims=2, in_channels=3, out_channels=targets)
     return network.to(memory_format=torch.channels_last)
+
+
+def _network_of(task: SpecialistTask) -> nn.Module:
+    return build_network(task.recipe.network, len(task.targets))
 
 
 def normalised(picture: Tensor) -> Tensor:
@@ -239,7 +215,7 @@ def train_specialist(task: SpecialistTask, folder: Path, *, resume: bool = False
     """
     recipe, began = task.recipe, time.perf_counter()
     torch.manual_seed(recipe.seed)
-    network = build_network(recipe.network, len(task.targets))
+    network = _network_of(task)
     deciding = {"dataset": task.cached.dataset.name, "specialist": asdict(replace(recipe, run=RunConfig(steps=1)))}
     result = fit(network, task, recipe.optim, recipe.run, folder, resume=resume, recipe=deciding)
     checkpoint.load_weights(network, result.best or result.last)
@@ -297,7 +273,7 @@ def train_specialists(
 
 def within(task: SpecialistTask, minutes: float) -> SpecialistRecipe:
     """The recipe of a task with as many steps as fit into the time on this machine."""
-    precision, seconds = quicker(task)
+    precision, seconds = quicker(partial(_network_of, task), task)
     return with_steps(task.recipe, steps_for(minutes, seconds), precision)
 
 
@@ -309,26 +285,6 @@ def with_steps(recipe: SpecialistRecipe, steps: int, precision: Precision) -> Sp
         log_every=max(1, min(20, steps // 50)),
     )  # fmt: skip
     return replace(recipe, run=run, optim=replace(recipe.optim, warmup=min(50, steps // 20)))
-
-
-def quicker(task: SpecialistTask) -> tuple[Precision, float]:
-    """The precision in which a step takes less time here (not every processor has bfloat16), and its seconds."""
-    seconds = {precision: time_step(task, precision) for precision in PRECISIONS}
-    precision = min(PRECISIONS, key=lambda p: seconds[p])
-    return precision, seconds[precision]
-
-
-def time_step(task: SpecialistTask, precision: Precision) -> float:
-    """Seconds of a training step on this machine, the mean of a few."""
-    trial, spent = build_network(task.recipe.network, len(task.targets)), []
-    for step in range(TIMED_STEPS):
-        began = time.perf_counter()
-        batch = task.batch(step, range(task.images(step)))
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            terms = task.loss(trial, batch, task.counts(batch))
-        torch.stack(list(terms.values())).sum().backward()
-        spent.append(time.perf_counter() - began)
-    return sum(spent[1:]) / (len(spent) - 1)  # the first one warms up
 
 
 @dataclass(frozen=True)
@@ -351,7 +307,8 @@ def choose(
         if not is_specialist(folder):
             shutil.rmtree(folder, ignore_errors=True)
             recipe = replace(task.recipe, network=network, optim=replace(task.recipe.optim, lr=lr))
-            precision, seconds = quicker(replace(task, recipe=recipe))
+            trial = replace(task, recipe=recipe)
+            precision, seconds = quicker(partial(_network_of, trial), trial)
             steps = max(FEWEST_TRIED, int(60 * minutes / seconds))
             train_specialist(replace(task, recipe=with_steps(recipe, steps, precision)), folder)
         card = read_card(folder)

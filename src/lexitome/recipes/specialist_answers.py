@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from lexitome.data.intensity import View, choose_view, to_pictures, with_neighbours
+from lexitome.data.targets import made_of
 from lexitome.data.trained_on import TrainedOn
 from lexitome.errors import InputError
 from lexitome.evaluation.answering import About, Answer, Kind
@@ -80,27 +81,16 @@ class SpecialistSession:
         return [self._one(query.name) for query in queries]
 
     def _one(self, name: str) -> Answer:
-        channel = self._channel(name)
-        if channel is None:
+        targets = self.card.targets
+        named = [i for i, target in enumerate(targets) if target.name == name]
+        channel = named[:1] or made_of(targets, self.about.labels.get(name, ()))  # a benchmark may call it otherwise
+        if not channel:
             note = f"the specialist was not taught {name!r}"
             return Answer(np.zeros(self.volume.grid, dtype=bool), notes=(note,), taught=False, status="missing")
         height, width = (self.volume.grid[axis] for axis in self.view.order[1:])
         planes = [resized(plane.max(axis=0), height, width) for plane in self.likely[:, channel].astype(np.float32)]
         likely = np.ascontiguousarray(self.view.undo(np.stack(planes)))
         return Answer(likely >= 0.5, probability=likely, taught=True)
-
-    def _channel(self, name: str) -> list[int] | None:
-        """Of the target that is called so or, where a benchmark calls it otherwise, that is made of the same labels;
-        several for a union of targets ("kidneys")."""
-        targets = self.card.targets
-        same = [i for i, target in enumerate(targets) if target.name == name]
-        wanted = set(self.about.labels.get(name, ()))
-        same = same or [i for i, target in enumerate(targets) if wanted and set(target.labels) == wanted]
-        if same:
-            return same[:1]
-        parts = [i for i, target in enumerate(targets) if target.labels and set(target.labels) <= wanted]
-        covered = {label for i in parts for label in targets[i].labels}
-        return parts if wanted and covered == wanted else None
 
 
 def specialist_answerer(folder: str | Path, name: str = "specialist") -> SpecialistAnswerer:

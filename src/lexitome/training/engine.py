@@ -20,10 +20,11 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -38,8 +39,8 @@ from lexitome.training.optim import (
     apply_freeze,
     build_optimizer,
     checkpoint_activations,
-    lr_factor,
-    set_lr,
+    selected,
+    set_rates,
 )
 from lexitome.training.parallel import Strategy, Team, assemble, forward_in_bf16
 from lexitome.training.progress import Progress
@@ -69,6 +70,15 @@ class Task(Protocol[B]):
         Every rank runs all of it, since sliced models need all ranks; the numbers of rank 0 count."""
 
 
+@runtime_checkable
+class Following(Protocol):
+    """A task that changes the model once more after each step, such as a teacher that follows its student."""
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """After the optimiser's step `step`, counted from 0, on every rank; the model may be sliced. What it changes
+        has to be in the state of the model, or a resumed run would not have it."""
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """How long, how exactly and how often.
@@ -78,6 +88,7 @@ class RunConfig:
         accumulate: parts into which each rank cuts its share of a step, to save memory; the result is the same.
         precision: of the model's `forward`; weights, loss and optimiser are float32 always.
         clip: largest norm of the gradient; 0 = no clipping.
+        clip_apart: globs of parts whose gradients are clipped on their own; what none names is clipped together.
         ema: decay of the averaged weights, which are validated and exported; None = no average.
         seed: of dropout; batches have the task's.
         checkpoint_every, validate_every, log_every: steps; validate_every 0 = at the end only.
@@ -91,6 +102,7 @@ class RunConfig:
     accumulate: int = 1
     precision: Precision = "bf16"
     clip: float = 1.0
+    clip_apart: tuple[str, ...] = ()
     ema: float | None = 0.998
     seed: int = 0
     checkpoint_every: int = 200
@@ -269,6 +281,7 @@ def _begin(model: nn.Module, setting: Setting, resume: bool) -> State:
     team.on_main(lambda: _look_at(setting, resume))
     apply_freeze(model, setting.optim.freeze)
     checkpoint_activations(model, setting.run.recompute)
+    selected(setting.run.clip_apart, [name for name, _ in model.named_parameters()], "run.clip_apart")
     team.place(model)
     model.train()
     optimizer = build_optimizer(model, setting.optim)
@@ -306,8 +319,7 @@ def _train(state: State, setting: Setting, stop: StopRequest, log: Progress | No
             began = time.perf_counter()
             parts = next(upcoming)
             waited = time.perf_counter() - began
-            factor = lr_factor(state.step, run.steps, setting.optim)
-            set_lr(state.optimizer, factor)
+            factor = set_rates(state.optimizer, state.step, run.steps, setting.optim)
             terms, stopping = _step(state, setting, objective, parts, stop)
             seconds = time.perf_counter() - began
             if log:
@@ -345,9 +357,11 @@ def _step(
     values, stopping = team.gathered({name: value.item() for name, value in sums.items()}, stop.asked)
     _refuse_nonsense(values, "loss", state, setting)
     team.settle_gradients(state.optimizer)
-    _refuse_nonsense({"norm": _clip(state.optimizer, run.clip, team)}, "gradient", state, setting)
+    _refuse_nonsense(_clip(state.optimizer, run, team), "gradient", state, setting)
     state.optimizer.step()
     team.average_statistics(state.model)
+    if isinstance(setting.task, Following):
+        setting.task.after_step(state.model, state.step)
     if state.average:
         state.average.update(state.model, state.step)
     state.step += 1
@@ -361,11 +375,18 @@ def moved(batch: Any, device: torch.device) -> Any:
     return send_to_device(batch, device)
 
 
-def _clip(optimizer: torch.optim.Optimizer, clip: float, team: Team) -> float:
-    """Norm of the gradient before clipping."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = team.accelerator.clip_grad_norm_(parameters, clip or math.inf)
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+def _clip(optimizer: torch.optim.Optimizer, run: RunConfig, team: Team) -> dict[str, float]:
+    """Norms of the gradients of all parts before clipping."""
+    parts: dict[str, list[Tensor]] = {}
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            part = next((glob for glob in run.clip_apart if fnmatchcase(name, glob)), "")
+            parts.setdefault(f"norm {part}".strip(), []).append(parameter)
+    norms = {}
+    for part, parameters in parts.items():
+        norm = team.accelerator.clip_grad_norm_(parameters, run.clip or math.inf)
+        norms[part] = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    return norms
 
 
 def _refuse_nonsense(values: dict[str, float], what: str, state: State, setting: Setting) -> None:

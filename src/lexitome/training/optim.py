@@ -74,7 +74,7 @@ class LayerDecay:
         blocks = self._blocks(names)
         rank = {key: number for number, key in enumerate(sorted(set(blocks.values())), start=1)}
         ids = {name: rank[key] for name, key in blocks.items()}
-        ids |= dict.fromkeys(_selected(self.stem_globs, names, "optim.layer_decay.stem_globs"), 0)
+        ids |= dict.fromkeys(selected(self.stem_globs, names, "optim.layer_decay.stem_globs"), 0)
         depth = len(rank) + 1 if self.depth is None else self.depth
         return {name: self.rate ** max(0, depth - ids[name]) if name in ids else 1.0 for name in names}
 
@@ -117,8 +117,11 @@ class OptimConfig:
         lr: base learning rate of what no entry of `groups` names.
         groups: (glob, base learning rate); the first match wins.
         weight_decay: of weight matrices and kernels; 0 for biases, norms and all with at most one axis.
+        weight_decay_end: what it has become in the last step, along half a cosine; None = it stays.
         no_decay: globs of further parameters without weight decay.
         freeze: globs, see `apply_freeze`.
+        held: (glob, steps): parameters whose rate is 0 in the first so many steps, such as the last layer of DINO's
+            head. They get gradients and moments meanwhile.
         warmup, cooldown: steps of linear rise at the start and linear fall to 0 at the end.
         timescale: steps; "inverse_sqrt" falls as ``sqrt(timescale / (timescale + steps since warm-up))``.
         floor: factor at which "cosine" ends.
@@ -127,10 +130,12 @@ class OptimConfig:
     lr: float
     groups: tuple[tuple[str, float], ...] = ()
     weight_decay: float = 0.02
+    weight_decay_end: float | None = None
     no_decay: tuple[str, ...] = ()
     betas: tuple[float, float] = (0.9, 0.999)
     layer_decay: LayerDecay | None = None
     freeze: tuple[str, ...] = ()
+    held: tuple[tuple[str, int], ...] = ()
     schedule: Literal["cosine", "inverse_sqrt", "constant"] = "cosine"
     warmup: int = 0
     timescale: int = 1
@@ -142,6 +147,8 @@ class OptimConfig:
             "lr": self.lr > 0,
             "groups": all(lr > 0 for _, lr in self.groups),
             "weight_decay": self.weight_decay >= 0,
+            "weight_decay_end": self.weight_decay_end is None or self.weight_decay_end >= 0,
+            "held": all(steps >= 0 for _, steps in self.held),
             "betas": all(0 <= beta < 1 for beta in self.betas),
             "schedule": self.schedule in ("cosine", "inverse_sqrt", "constant"),
             "warmup": self.warmup >= 0,
@@ -166,7 +173,7 @@ def near_misses(wanted: str, names: Iterable[str]) -> str:
     return f"Near: {', '.join(close)}." if close else f"The model has: {', '.join(list(top)[:12])}."
 
 
-def _selected(globs: Sequence[str], names: Sequence[str], setting: str) -> set[str]:
+def selected(globs: Sequence[str], names: Sequence[str], setting: str) -> set[str]:
     """Names that any of `globs` matches; each has to match one."""
     chosen: set[str] = set()
     for glob in globs:
@@ -191,7 +198,7 @@ def apply_freeze(model: nn.Module, globs: Sequence[str]) -> None:
         InputError: a glob matches nothing.
     """
     parameters = dict(model.named_parameters(remove_duplicate=False))
-    frozen = {id(parameters[name]) for name in _selected(globs, list(parameters), "optim.freeze")}
+    frozen = {id(parameters[name]) for name in selected(globs, list(parameters), "optim.freeze")}
     for parameter in parameters.values():
         if id(parameter) in frozen:
             parameter.requires_grad_(False)
@@ -204,25 +211,30 @@ def apply_freeze(model: nn.Module, globs: Sequence[str]) -> None:
 
 
 def param_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Trainable parameters by rate and weight decay: each dict has "params", "names", "base_lr", "lr", "weight_decay".
+    """Trainable parameters by rate and weight decay: each dict has "params", "names", "base_lr", "lr", "weight_decay",
+    and what `set_rates` needs: "decays" and "held".
 
     Raises:
         InputError: a glob matches nothing, or no parameter is trainable.
     """
     parameters = dict(model.named_parameters())
     names = list(parameters)
-    for glob, _ in config.groups:
-        _selected([glob], names, "optim.groups")
-    undecayed = _selected(config.no_decay, names, "optim.no_decay") | _biases_and_norms(model)
+    for setting, globs in (("optim.groups", config.groups), ("optim.held", config.held)):
+        for glob, _ in globs:
+            selected([glob], names, setting)
+    undecayed = selected(config.no_decay, names, "optim.no_decay") | _biases_and_norms(model)
     factors = config.layer_decay.factors(names) if config.layer_decay else dict.fromkeys(names, 1.0)
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    groups: dict[tuple[float, bool, int], dict[str, Any]] = {}
     for name, parameter in parameters.items():
         if not parameter.requires_grad:
             continue
         lr = next((lr for glob, lr in config.groups if fnmatchcase(name, glob)), config.lr) * factors[name]
-        decay = 0.0 if name in undecayed else config.weight_decay
-        fresh: dict[str, Any] = {"params": [], "names": [], "base_lr": lr, "lr": lr, "weight_decay": decay}
-        group = groups.setdefault((lr, decay), fresh)
+        held = next((steps for glob, steps in config.held if fnmatchcase(name, glob)), 0)
+        decays = name not in undecayed
+        decay = config.weight_decay if decays else 0.0
+        fresh: dict[str, Any] = {"params": [], "names": [], "base_lr": lr, "lr": lr, "weight_decay": decay,
+                                 "decays": decays, "held": held}  # fmt: skip
+        group = groups.setdefault((lr, decays, held), fresh)
         group["params"].append(parameter)
         group["names"].append(name)
     if not groups:
@@ -265,10 +277,21 @@ def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
     return factor
 
 
-def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Give every group `factor` times its base rate."""
+def decay_at(step: int, steps: int, config: OptimConfig) -> float:
+    """Weight decay in step `step`, counted from 0, of `steps`."""
+    if config.weight_decay_end is None:
+        return config.weight_decay
+    left = 0.5 * (1 + math.cos(math.pi * step / max(1, steps - 1)))
+    return config.weight_decay_end + (config.weight_decay - config.weight_decay_end) * left
+
+
+def set_rates(optimizer: torch.optim.Optimizer, step: int, steps: int, config: OptimConfig) -> float:
+    """Give every group the learning rate and weight decay of step `step`, counted from 0; returns `lr_factor`."""
+    factor, decay = lr_factor(step, steps, config), decay_at(step, steps, config)
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        group["lr"] = 0.0 if step < group["held"] else group["base_lr"] * factor
+        group["weight_decay"] = decay if group["decays"] else 0.0
+    return factor
 
 
 class Average:
@@ -365,7 +388,7 @@ def checkpoint_activations(model: nn.Module, globs: Sequence[str]) -> list[str]:
         InputError: a glob matches no module that computes something (lists of modules do not).
     """
     modules = {n: m for n, m in model.named_modules() if n and type(m).forward is not nn.Module.forward}
-    matched = _selected(globs, list(modules), "activation checkpointing")
+    matched = selected(globs, list(modules), "activation checkpointing")
     inner = {n for n in matched if any(n.startswith(f"{other}.") for other in matched)}
     chosen = [name for name in modules if name in matched - inner]
     for name in chosen:

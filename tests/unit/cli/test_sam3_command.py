@@ -119,7 +119,7 @@ def test_models_lists_what_users_bring(
     (tmp_path / "sam3").symlink_to(tiny)
     assert main(["models", "--json"]) == OK
     listed = {entry["name"]: entry for entry in json.loads(capsys.readouterr().out)}
-    assert {name: listed[name]["here"] for name in FOUNDATION} == {"sam3": True, "medical-sam3": False, "sam": False}
+    assert {name: listed[name]["here"] for name in FOUNDATION} == {name: name == "sam3" for name in FOUNDATION}
     assert main(["models"]) == OK
     shown = capsys.readouterr().out
     assert "compact-open" in shown and "hf download ChongCong/Medical-SAM3" in shown

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -57,7 +59,9 @@ def test_names_of_foundation_models(name: str) -> None:
     assert name not in CATALOG and model.name == name and model.page.endswith(model.hub)
 
 
-@pytest.mark.parametrize(("model_type", "kind"), [("sam3", "sam3"), ("sam3_video", "sam3"), ("sam", "sam")])
+@pytest.mark.parametrize(
+    ("model_type", "kind"), [("sam3", "sam3"), ("sam3_video", "sam3"), ("sam", "sam"), ("dinov3_vit", "dinov3")]
+)
 def test_folders_of_transformers_by_their_configuration(tmp_path: Path, model_type: str, kind: str) -> None:
     assert kind_of(folder_of(tmp_path / "m", model_type)) == kind
 
@@ -69,8 +73,31 @@ def test_files_of_weights(tmp_path: Path, name: str) -> None:
     assert locate(tmp_path / name) == tmp_path / name
 
 
-def test_the_folder_of_a_training_run(tmp_path: Path) -> None:
-    folder_of(tmp_path / "run" / "model", "sam3")
+@pytest.mark.parametrize("marks", [("storage_tokens", "blocks.0.ls1.gamma"), ("reg_token", "blocks.0.gamma_1")])
+def test_files_of_dinov3_by_the_names_in_them(tmp_path: Path, marks: tuple[str, ...]) -> None:
+    """As safetensors and torch write them, the values left out."""
+    header = json.dumps({name: {} for name in marks}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02X" + " ".join(marks).encode())
+    with zipfile.ZipFile(tmp_path / "other.zip.pt", "w") as archive:
+        archive.writestr("archive/data.pkl", marks[0])
+    assert [kind_of(tmp_path / name) for name in ("a.safetensors", "a.pth", "other.zip.pt")] == ["dinov3"] * 2 + [
+        "sam3"
+    ]
+
+
+def test_repositories_that_are_not_known(nothing_downloaded: Path) -> None:
+    pytest.importorskip("huggingface_hub")
+    assert kind_of("hf:someone/dinov3-of-mine") == "dinov3" and kind_of("hf:someone/else") == "sam3"
+    snapshot = downloaded(nothing_downloaded, "me/encoder", "model.safetensors")
+    (snapshot / "config.json").write_text('{"model_type": "dinov3_vit"}')
+    assert kind_of("me/encoder") == kind_of("hf:me/encoder") == "dinov3"
+
+
+@pytest.mark.parametrize("model_type", ["sam3", "dinov3_vit"])
+def test_the_folder_of_a_training_run(tmp_path: Path, model_type: str) -> None:
+    folder_of(tmp_path / "run" / "model", model_type)
     with pytest.raises(InputError, match=r"Did you mean .*model"):
         kind_of(tmp_path / "run")
 
@@ -89,7 +116,7 @@ def test_missing_weights_say_where_to_get_them_and_what_to_type(name: str) -> No
         locate(name)
     said = str(caught.value)
     model = FOUNDATION[name]
-    for words in (model.hub, model.licence, "hf download", "--model FOLDER|FILE", "not on this machine"):
+    for words in (model.hub, model.licence, "hf download", "FOLDER|FILE", "not on this machine"):
         assert words in said
     assert "\n" not in said and not is_here(name)
 
@@ -98,6 +125,10 @@ def test_gated_weights_ask_for_the_licence_first() -> None:
     assert FOUNDATION["sam3"].get.index("Accept the licence") < FOUNDATION["sam3"].get.index("hf auth login")
     for name in ("sam3", "medical-sam3"):
         assert "military" in FOUNDATION[name].remedy and "SAM License" in FOUNDATION[name].remedy
+    for name in ("dinov3-s", "dinov3-h-plus"):
+        assert FOUNDATION[name].get.index("Accept the licence") < FOUNDATION[name].get.index("hf auth login")
+        assert "publications acknowledge" in FOUNDATION[name].remedy and "DINOv3 License" in FOUNDATION[name].remedy
+    assert "not resolved" in FOUNDATION["meddinov3-b"].duties  # whether Apache-2.0 can be its licence
 
 
 @pytest.mark.parametrize("place", ["sam3", "sam3.pt", "sam3.safetensors"])

@@ -19,10 +19,10 @@ from torch import Tensor  # noqa: E402
 from transformers import Sam3Config, Sam3Model, Sam3VideoModel  # noqa: E402
 
 from lexitome.errors import InputError  # noqa: E402
+from lexitome.models.reading import is_finite  # noqa: E402
 from lexitome.models.sam3.conversion import in_full, left_out, to_official, to_ours  # noqa: E402
 from lexitome.models.sam3.network import Sam3Net  # noqa: E402
 from lexitome.models.sam3.presets import build, config_of  # noqa: E402
-from lexitome.models.sam3.reading import is_finite  # noqa: E402
 from lexitome.models.sam3.tracker import Sam3Tracker, tracker_config  # noqa: E402
 from lexitome.models.sam3.weights import Loaded, load_sam3, save_folder, save_official  # noqa: E402
 

@@ -84,6 +84,36 @@ def test_the_first_step_by_hand(tmp_path: Path) -> None:
         torch.testing.assert_close(average[name], 0.1 * value + 0.9 * dict(net.named_parameters())[name])
 
 
+def test_parts_are_clipped_on_their_own(tmp_path: Path) -> None:
+    """One step: the stem's gradient has the largest allowed norm, and so has all the rest together."""
+    _, net = train(Job(str(tmp_path), run={"steps": 1, "clip": 0.1, "clip_apart": ("stem.*",)}))
+    parts = {True: 0.0, False: 0.0}
+    for name, value in net.named_parameters():
+        assert value.grad is not None
+        parts[name.startswith("stem.")] += value.grad.norm().item() ** 2
+    assert parts == {True: pytest.approx(0.01, rel=1e-3), False: pytest.approx(0.01, rel=1e-3)}
+    with pytest.raises(InputError, match=r"run\.clip_apart"):
+        train(Job(str(tmp_path / "typo"), run={"steps": 1, "clip_apart": ("steam.*",)}))
+
+
+@dataclass(frozen=True)
+class Doubling(BrightPixels):
+    """After each step the model changes by a rule of the task."""
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        with torch.no_grad():
+            model.size.bias.fill_(step + 1.0)
+
+
+def test_a_task_may_change_the_model_after_each_step(tmp_path: Path) -> None:
+    config = RunConfig(steps=3, precision="fp32", threads=1, ema=None)
+    net = Net()
+    fit(net, Doubling(), OptimConfig(0.01), config, tmp_path)
+    assert net.size.bias.item() == 3.0
+    stored = load_file(tmp_path / "checkpoints" / "last" / "model.safetensors")
+    assert stored["size.bias"].item() == 3.0
+
+
 @pytest.mark.parametrize("accumulate", [2, 4, 9])
 def test_accumulation_changes_nothing(tmp_path: Path, accumulate: int) -> None:
     train(Job(str(tmp_path / "one")))

@@ -26,7 +26,7 @@ from lexitome.training.optim import (
     medical_sam3_decay,
     param_groups,
     sam3_decay,
-    set_lr,
+    set_rates,
 )
 from lexitome.training.parallel import leave
 
@@ -351,14 +351,43 @@ def test_constant_rises_and_falls() -> None:
     assert [lr_factor(s, 10, config) for s in range(10)] == [0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25]
 
 
-def test_set_lr_scales_every_group_from_its_base() -> None:
-    optimizer = build_optimizer(Mixed(), OptimConfig(1e-2, (("encoder.*", 1e-3),)))
-    for factor in (0.5, 0.1):
-        set_lr(optimizer, factor)
+def test_rates_scale_every_group_from_its_base() -> None:
+    config = OptimConfig(1e-2, (("encoder.*", 1e-3),), schedule="constant", cooldown=10)
+    optimizer = build_optimizer(Mixed(), config)
+    assert [set_rates(optimizer, step, 20, config) for step in (15, 19)] == [0.5, 0.1]
     assert {group["lr"] for group in optimizer.param_groups} == {1e-2 * 0.1, 1e-3 * 0.1}
-    restored = build_optimizer(Mixed(), OptimConfig(1e-2, (("encoder.*", 1e-3),)))
+    restored = build_optimizer(Mixed(), config)
     restored.load_state_dict(optimizer.state_dict())
     assert [g["base_lr"] for g in restored.param_groups] == [g["base_lr"] for g in optimizer.param_groups]
+
+
+def test_weight_decay_moves_along_half_a_cosine_where_there_is_any() -> None:
+    config = OptimConfig(1e-2, weight_decay=0.0, weight_decay_end=0.4)
+    optimizer = build_optimizer(Mixed(), config)
+    seen = {}
+    for step in (0, 5, 10):
+        set_rates(optimizer, step, 11, config)
+        seen[step] = {group["decays"]: group["weight_decay"] for group in optimizer.param_groups}
+    assert seen[0] == {True: 0.0, False: 0.0}
+    assert seen[5] == {True: pytest.approx(0.2), False: 0.0} and seen[10] == {True: pytest.approx(0.4), False: 0.0}
+
+
+def test_held_parameters_wait() -> None:
+    model = Mixed()
+    config = OptimConfig(1e-2, held=(("decoder.*", 2),), schedule="constant")
+    optimizer = build_optimizer(model, config)
+    start = {name: value.detach().clone() for name, value in model.named_parameters()}
+    moved: list[set[str]] = []
+    for step in range(3):
+        set_rates(optimizer, step, 3, config)
+        for value in model.parameters():
+            value.grad = torch.ones_like(value)
+        optimizer.step()
+        moved.append({name for name, value in model.named_parameters() if not torch.equal(value, start[name])})
+    assert moved[0] == moved[1] == start.keys() - {"decoder.weight", "decoder.bias"}
+    assert moved[2] == start.keys()
+    with pytest.raises(InputError, match=r"optim\.held.*decodr"):
+        build_optimizer(model, OptimConfig(1e-2, held=(("decodr.*", 2),)))
 
 
 # --- moving average ---

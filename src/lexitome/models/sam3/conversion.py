@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from lexitome.models.sam3.names import DETECTOR, OURS_DETECTOR, POINTS, Relation, relations, some
+from lexitome.errors import some
+from lexitome.models.sam3.names import DETECTOR, OURS_DETECTOR, POINTS, Relation, relations
 
 POSITIONS = DETECTOR + "backbone.vision_backbone.trunk.pos_embed"
 BLOCKS = DETECTOR + "backbone.vision_backbone.trunk.blocks."

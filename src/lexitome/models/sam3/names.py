@@ -93,13 +93,6 @@ def prefixed(name: str, side: Literal["official", "ours"]) -> str:
     return name if name.startswith(known) else known[0] + name
 
 
-def some(names: Iterable[str], most: int = 10) -> str:
-    """The first ten of many names."""
-    listed = sorted(names)
-    more = f" and {len(listed) - most} more" if len(listed) > most else ""
-    return ", ".join(listed[:most]) + more
-
-
 def _relate(name: str, side: Literal["official", "ours"]) -> Relation | None:
     for pattern, rule in _patterns(side):
         found = pattern.fullmatch(name)

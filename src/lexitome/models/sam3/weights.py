@@ -7,14 +7,9 @@ takes the memory-mapped tensors as they are: loading needs no second copy of the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
-import os
-import secrets
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,19 +23,21 @@ from transformers.initialization import no_init_weights
 
 from lexitome.errors import InputError
 from lexitome.models import hub
-from lexitome.models.foundation import SAM_LICENCE, SINGLE, locate
+from lexitome.models.foundation import FOUNDATION, SAM_LICENCE, SINGLE, locate
+from lexitome.models.reading import SIDECAR, Family, Stored, check_places, convert, hash_of, read, read_safetensors
 from lexitome.models.sam3.conversion import in_full, left_out, to_official, to_ours
-from lexitome.models.sam3.names import OURS_DETECTOR, OURS_TRACKER, layout, prefixed, some
-from lexitome.models.sam3.reading import EXTRAS, GET, Stored, is_finite, read, release, sidecar
+from lexitome.models.sam3.names import OURS_DETECTOR, OURS_TRACKER, layout, prefixed
 from lexitome.models.sam3.tracker import Sam3Tracker, tracker_config
+from lexitome.models.writing import check_place, replacing, write_json
 
 Net = TypeVar("Net", bound=nn.Module)
-SIDECAR = "lexitome.json"
+GET = FOUNDATION["sam3"].remedy
+SAM3 = Family("SAM3", ("sam3", "sam3_video"), GET)
+EXTRAS = "official_extras.safetensors"
+"""In a folder that we wrote: what the official layout has and transformers leaves out."""
 TOKEN_FILES = ("tokenizer.json", "vocab.json", "bpe_simple_vocab_16e6.txt.gz")
 TOKENS_OF = ("facebook/sam3", "openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14")
 """Repositories with the same tokenizer, for weights that come without one."""
-SUFFICIENT = 0.5
-"""A checkpoint of which less than this share is known is one of another model."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,12 +65,7 @@ class Loaded:
     @cached_property
     def sha256(self) -> str:
         """Of the files. Computed when first asked for, since it takes seconds."""
-        digest = hashlib.sha256()
-        for path in self.files:
-            with path.open("rb") as file:
-                while block := file.read(1 << 22):
-                    digest.update(block)
-        return digest.hexdigest()
+        return hash_of(self.files)
 
 
 def load_sam3(
@@ -91,7 +83,7 @@ def load_sam3(
         InputError: the weights are missing, of another model, incomplete, damaged, not finite, or hold code.
     """
     path = locate(source)
-    stored = read(path)
+    stored = read(path, SAM3)
     detector_config, stored_tracker = _configurations(stored, path)
     detector, tracked, kept = _sorted(stored, path)
     net = _filled(lambda: Sam3Model(detector_config), detector, dtype, path, mapped)
@@ -101,10 +93,9 @@ def load_sam3(
         config = stored_tracker or tracker_config(vision)
         found = _filled(lambda: Sam3Tracker(config), tracked, dtype, path)
     folder = path if path.is_dir() else path.parent
-    described = sidecar(folder, SIDECAR) if path.is_dir() else {}
     return Loaded(
-        net, found, _tokens_folder(folder), dict(described.get("settings", {})), str(source), stored.files,
-        str(described.get("licence", SAM_LICENCE)), kept,
+        net, found, _tokens_folder(folder), dict(stored.about.get("settings", {})), str(source), stored.files,
+        str(stored.about.get("licence", SAM_LICENCE)), kept,
     )  # fmt: skip
 
 
@@ -114,7 +105,7 @@ def _sorted(stored: Stored, path: Path) -> tuple[dict[str, Tensor], dict[str, Te
     full = {prefixed(name, side): value for name, value in stored.tensors.items()}
     if len(full) < len(stored.tensors):
         raise InputError(path, "holds some tensors twice, under names that differ by prefix only", GET)
-    kept = stored.extras
+    kept = read_safetensors(path / EXTRAS) if path.is_dir() and (path / EXTRAS).is_file() else {}
     if side == "official":
         try:
             full, kept = to_ours(full)
@@ -142,47 +133,13 @@ def _filled(
     """A network of `make` that holds exactly the tensors of `state`, in evaluation mode."""
     with torch.device("meta"), no_init_weights():
         net = make()
-    _check_places(net.state_dict(), state, path)
-    broken = []
-    for name, value in state.items():  # each is read from disk once, and given back before the next
-        if not is_finite(value):
-            broken.append(name)
-        if value.dtype != dtype:
-            state[name] = value if name.startswith(mapped) else value.to(dtype)
-            release(value)
-    if broken:
-        cause = f"{len(broken)} tensors hold values that are not finite: {some(broken)}"
-        raise InputError(path, cause, "Take an earlier checkpoint of that training, or download it again.")
+    check_places(net.state_dict(), state, path, SAM3)
+    convert(state, dtype, path, mapped)
     net.load_state_dict(state, assign=True)
     for part in net.modules():
         if isinstance(part, PreTrainedModel):
             _fill_buffers(part)
     return net.eval()
-
-
-def _check_places(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor], path: Path) -> None:
-    """Every tensor has a place, every place a tensor, and they fit.
-
-    Raises:
-        InputError: naming the first ten of each kind.
-    """
-    missing, strange = wanted.keys() - found.keys(), found.keys() - wanted.keys()
-    shared = wanted.keys() & found.keys()
-    wrong = [
-        f"{name} {tuple(found[name].shape)} instead of {tuple(wanted[name].shape)}"
-        for name in shared if found[name].shape != wanted[name].shape
-    ]  # fmt: skip
-    if not (missing or strange or wrong):
-        return
-    if len(shared) < SUFFICIENT * len(wanted):
-        cause = f"holds another model than SAM3: {len(shared)} of {len(wanted)} tensors are there, not {some(missing)}"
-        raise InputError(path, cause, GET)
-    causes = [
-        f"{len(names)} tensors {what}: {some(names)}"
-        for names, what in ((missing, "are missing"), (strange, "have no place"), (wrong, "have another size"))
-        if names
-    ]
-    raise InputError(path, "; ".join(causes), f"Is its config.json beside it, and all of it here? {GET}")
 
 
 def _fill_buffers(net: PreTrainedModel) -> None:
@@ -235,7 +192,7 @@ def save_official(
     ours = in_full(_values(model), {} if tracker is None else _values(tracker))
     official = to_official(ours, {**made, **kept})
     config = _both(model, tracker) if tracker is not None else model.config
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         torch.save({"model": official, "config": json.loads(config.to_json_string(use_diff=False))}, temporary)
     notes = []
     if any("points_" in name for name in made.keys() - kept.keys()):
@@ -266,22 +223,22 @@ def save_folder(
     Raises:
         InputError: the folder holds something else, or cannot be written; an old one is as it was.
     """
-    _check_place(folder)
+    check_place(folder)
     state = _values(model) if tracker is None else in_full(_values(model), _values(tracker))
     config = model.config if tracker is None else _both(model, tracker)
     stored = json.loads(config.to_json_string(use_diff=False))
     stored["architectures"] = ["Sam3Model" if tracker is None else "Sam3VideoModel"]
     extras = {name: value.contiguous() for name, value in (kept or {}).items() if not value.is_complex()}
-    with _replacing(folder) as temporary:
+    with replacing(folder) as temporary:
         temporary.mkdir(parents=True)
         save_file({name: v.contiguous() for name, v in state.items()}, temporary / SINGLE, metadata={"format": "pt"})
         if extras:
             save_file(extras, temporary / EXTRAS)
         if tokens is not None:
             tokens.save(temporary)
-        _write_json(temporary / "config.json", stored)
+        write_json(temporary / "config.json", stored)
         described = {"licence": SAM_LICENCE, **(about or {}), "settings": dict(settings)}
-        _write_json(temporary / SIDECAR, described)
+        write_json(temporary / SIDECAR, described)
 
 
 def _values(module: nn.Module) -> dict[str, Tensor]:
@@ -291,34 +248,3 @@ def _values(module: nn.Module) -> dict[str, Tensor]:
 def _both(model: Sam3Model, tracker: Sam3Tracker) -> Sam3VideoConfig:
     parts = (model.config.to_dict(), tracker.tracker_model.config.to_dict())
     return Sam3VideoConfig(detector_config=parts[0], tracker_config=parts[1])
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _check_place(folder: Path) -> None:
-    """A folder that is no model of ours is never replaced."""
-    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or (folder / SIDECAR).is_file())):
-        raise InputError(folder, "holds something other than a model", "Choose another folder.")
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its place when the block ends without an error; what was there
-    is removed last. Mapped tensors of an old file stay readable."""
-    fresh, old = (path.with_name(f".{path.name}.{secrets.token_hex(6)}.{kind}") for kind in ("new", "old"))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield fresh
-        if path.is_dir():
-            os.replace(path, old)
-        os.replace(fresh, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        if old.exists() and not path.exists():
-            os.replace(old, path)
-        cause = f"cannot be written ({getattr(error, 'strerror', None) or str(error).splitlines()[0][:120]})"
-        raise InputError(path, cause, "Free some space or choose another place.") from error
-    finally:
-        fresh.unlink(missing_ok=True) if fresh.is_file() else shutil.rmtree(fresh, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)

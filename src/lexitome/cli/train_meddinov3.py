@@ -1,0 +1,124 @@
+"""The part of `train` that is about MedDINOv3's segmenter."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lexitome.errors import InputError
+
+if TYPE_CHECKING:
+    from lexitome.cli.train import Request
+    from lexitome.recipes.meddinov3 import MedDinov3Recipe
+    from lexitome.recipes.meddinov3_run import MedDinov3Job
+    from lexitome.training.meddinov3 import SegmentationTask
+
+NAMES = ("meddinov3", "meddinov3-mini")
+"""Keys of `recipes.meddinov3.RECIPES`, here because importing that takes seconds."""
+KIND = "meddinov3"
+
+Say = Callable[[str], None]
+
+
+def begin(asked: Request, out: Path, cache: Path, say: Say, *, plan_only: bool) -> None:
+    """Train a recipe in a new folder."""
+    from lexitome.data.sources.find import find_sets
+    from lexitome.recipes import meddinov3_run, run
+    from lexitome.recipes.finetune import sets
+
+    recipe = _recipe(asked)
+    meddinov3_run.check_start(recipe)
+    if plan_only:
+        say(json.dumps(asdict(recipe), indent=1))
+        return
+    data = tuple(str(path.resolve()) for path in asked.data)
+    found = find_sets(data, seed=recipe.seed, concept=asked.concept, unit_pattern=asked.unit_pattern)
+    job = meddinov3_run.MedDinov3Job(recipe, data, asked.concept, asked.unit_pattern)
+    dataset = meddinov3_run.the_one(found)
+    with run.claimed(out):
+        (dataset,) = run.prepare_splits([dataset], out, resume=False)
+        job = meddinov3_run.planned(job, dataset)
+        for line in lines(job):
+            say(line)
+        task = meddinov3_run.task_of(job, meddinov3_run.open_shelf(job, dataset, cache, say))
+        job, net = meddinov3_run.begin(job, task)
+        if asked.recipe == "meddinov3-mini" and not sets(asked.settings, "run.steps"):
+            job = run.agree(meddinov3_run.timed(job, task, asked.minutes))
+        steps, patches = job.recipe.run.steps, job.recipe.patches
+        say(f"steps        {steps} of {patches} patches; {len(task.train)} slices to learn from")
+        job.save(out)
+        meddinov3_run.train(job, task, net, out, resume=False)
+        _finish(job, task, out, say)
+
+
+def is_run(out: Path) -> bool:
+    """Whether a folder holds a run of a recipe of MedDINOv3's segmenter."""
+    from lexitome.recipes.run import RECIPE
+
+    try:
+        stored = json.loads((out / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(stored, dict) and stored.get("kind") == KIND
+
+
+def go_on(out: Path, cache: Path, say: Say) -> None:
+    """Continue the run in a folder."""
+    from lexitome.data.sources.find import find_sets
+    from lexitome.recipes import meddinov3_run, run
+
+    job = meddinov3_run.MedDinov3Job.load(out)
+    with run.claimed(out):
+        found = find_sets(job.data, seed=job.recipe.seed, concept=job.concept, unit_pattern=job.unit_pattern)
+        (dataset,) = run.prepare_splits([meddinov3_run.the_one(found)], out, resume=True)
+        task = meddinov3_run.task_of(job, meddinov3_run.open_shelf(job, dataset, cache, say))
+        meddinov3_run.train(job, task, meddinov3_run.again(job, task), out, resume=True)
+        _finish(job, task, out, say)
+
+
+def lines(job: MedDinov3Job) -> list[str]:
+    """What the recipe came to on the data."""
+    layout, normalisation = job.layout, job.normalisation
+    assert layout is not None and normalisation is not None
+    seen = "the whole slice" if layout.spacing is None else "{:.3g} x {:.3g} mm a pixel".format(*layout.spacing)
+    stack = f", {layout.depth} slices" if layout.depth > 1 else ""
+    numbers = ", ".join(f"{each:.4g}" for each in normalisation.numbers or ())
+    return [
+        f"patches      {layout.side} x {layout.side}{stack}, {seen}",
+        f"intensity    {normalisation.policy} {numbers}".rstrip(),
+    ]
+
+
+def _recipe(asked: Request) -> MedDinov3Recipe:
+    """By its name, with what --start and --set change."""
+    from lexitome.recipes.meddinov3 import RECIPES, started
+    from lexitome.recipes.overrides import override
+
+    assert asked.recipe is not None
+    recipe = RECIPES[asked.recipe]()
+    if asked.start is not None:
+        recipe = started(recipe, asked.start)
+    recipe = override(recipe, asked.settings)
+    if recipe.plans:
+        path = Path(recipe.plans).expanduser()
+        if not path.is_file():
+            raise InputError(path, "there are no such plans", "Name an nnUNetPlans.json.")
+        recipe = replace(recipe, plans=str(path.resolve()))  # as --resume will find it from anywhere
+    return recipe
+
+
+def _finish(job: MedDinov3Job, task: SegmentationTask, out: Path, say: Say) -> None:
+    from lexitome.recipes import meddinov3_run
+
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    test = meddinov3_run.export(job, task, out)
+    scores = ", ".join(f"{name} {100 * value:.1f}" for name, value in test.items())
+    say(f"test part    {scores or 'has no pictures'}: slices that show a target")
+    model, data = shlex.quote(str(out / meddinov3_run.MODEL)), " ".join(map(shlex.quote, job.data))
+    say(f"next         lexitome evaluate --model {model} --data {data}")

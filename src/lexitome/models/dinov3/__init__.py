@@ -1,0 +1,1 @@
+"""DINOv3 and MedDINOv3: networks of transformers, with what those lack. Needs torch and transformers."""
