@@ -245,8 +245,9 @@ class Sam3Net(nn.Module):
         for cells, axis, embed in ((grid[0], 1, decoder.box_rpb_embed_y), (grid[1], 0, decoder.box_rpb_embed_x)):
             at = torch.arange(cells, device=boxes.device) / cells
             far = 8 * (at[:, None] - corners[..., None, axis::2])
-            sums.append(embed((far.sign() * (far.abs() + 1).log2() / 3).to(dtype)))  # (Q, K, cells, heads)
-        return (sums[0].unsqueeze(3) + sums[1].unsqueeze(2)).flatten(2, 3).permute(0, 3, 1, 2).contiguous()
+            coded = embed((far.sign() * (far.abs() + 1).log2() / 3).to(dtype))  # (Q, K, cells, heads)
+            sums.append(coded.permute(0, 3, 1, 2).contiguous())  # small; the sum is made in the order it is read in
+        return (sums[0].unsqueeze(4) + sums[1].unsqueeze(3)).flatten(3)
 
 
 def _of_each(level: Tensor, image: Tensor) -> Tensor:
