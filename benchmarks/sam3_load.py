@@ -35,13 +35,18 @@ def write_official(folder: Path, preset: Preset, seed: int = 0) -> Path:
         shapes = to_official(in_full(model.state_dict(), tracker.state_dict()), left_out(model))
     generator = torch.Generator().manual_seed(seed)
     state = {
-        name: torch.empty(like.shape, dtype=like.dtype).normal_(0, 0.02, generator=generator)
+        name: torch.empty(like.shape, dtype=like.dtype).normal_(_scale(name, like), 0.02, generator=generator)
         for name, like in shapes.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
     torch.save({"model": state, "optimizer": {"moment": torch.zeros(1000)}}, folder / FILE)
     (folder / "config.json").write_text(config.to_json_string(use_diff=False))
     return folder / FILE
+
+
+def _scale(name: str, like: torch.Tensor) -> float:
+    """Weights of norms lie around 1, else nothing would come through them."""
+    return 1.0 if like.dim() == 1 and name.endswith("weight") else 0.0
 
 
 def measure(path: Path, dtype: str, tracker: bool) -> dict[str, Any]:

@@ -45,6 +45,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lexitome.data.dataset import Dataset
 from lexitome.data.sources.folder import load_dataset
+from lexitome.inference.sam3_loading import WORDS
 from lexitome.inference.sam3_segmenter import Sam3Segmenter
 from lexitome.models.sam3.network import Outputs, Prompts, Sam3Net
 from lexitome.models.sam3.presets import Preset, set_side
@@ -164,8 +165,7 @@ def plain(path: Path, dtype: torch.dtype, options: Options, prompts: Prompts) ->
 
 def ours(path: Path, dtype: torch.dtype, options: Options, prompts: Prompts) -> Parts:
     """What `inference.sam3_loading` makes of the same file."""
-    words = ("text_encoder.", "text_projection.")
-    net = Sam3Net(load_sam3(path, dtype=dtype, mapped=words).net, geometry_cls=False)
+    net = Sam3Net(load_sam3(path, dtype=dtype, mapped=WORDS).net, geometry_cls=False)
     if options.side != net.side:
         set_side(net, options.side)
     quick = quickened(net)

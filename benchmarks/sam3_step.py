@@ -109,7 +109,7 @@ def timed(net: Sam3Net, task: Sam3Task, batch: Sam3Batch, optimizer: Factored, c
     optimizer.step()
     clock.append(time.perf_counter())
     forward, objective, backward, update = (b - a for a, b in pairwise(clock))
-    return Step(float(loss), forward, objective, backward, update, (peak_bytes() or 0) / 1e9)
+    return Step(loss.item(), forward, objective, backward, update, (peak_bytes() or 0) / 1e9)
 
 
 def parse() -> Options:

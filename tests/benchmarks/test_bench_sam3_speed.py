@@ -30,8 +30,10 @@ def test_both_networks_answer_alike_and_are_timed(options: object, monkeypatch: 
         assert sam3_speed.difference(rows[1][name], rows[0][name]) < 1e-4
     parts = ("picture", "prompt")
     assert all(row[f"{part}_tflop"] > 0 and row[f"{part}_seconds"] > 0 for row in rows for part in parts)
-    theirs, our = (sum(row[f"{part}_tflop"] for part in parts) for row in rows)
-    assert our <= theirs, "what is moved from the prompt to the picture is no more than it was"
+    theirs, ours = rows
+    assert ours["prompt_tflop"] < theirs["prompt_tflop"]
+    total, our_total = (sum(row[f"{part}_tflop"] for part in parts) for row in rows)
+    assert our_total < 1.5 * total, "convolutions of sums are two: that of the finer level moves to the picture"
     bound = sam3_speed.bounds(rows)["float32"]["picture"]
     assert bound["seconds"] > 0 and bound["ours"] == pytest.approx(rows[1]["picture_seconds"] / bound["seconds"])
     assert sam3_speed.ratios(rows)["float32"]["prompt_seconds"] > 0

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 
 from lexitome.cli.training_extra import need_packages
 from lexitome.errors import InputError
-from lexitome.inference.dinov3_card import is_segmenter
-from lexitome.inference.loading import check_model, refuse_sam3_options
 
 if TYPE_CHECKING:
     from lexitome.evaluation.answering import Answerer
@@ -32,6 +30,8 @@ def model_answerer(
         InputError: no such model, its weights are not here, the packages that it needs are not installed, or it does
             not have such an option.
     """
+    from lexitome.inference.dinov3_card import is_segmenter
+    from lexitome.inference.loading import check_model, refuse_sam3_options
     from lexitome.models.foundation import kind_of, locate
 
     folder = Path(model)

@@ -15,7 +15,6 @@ from lexitome.cli.answerers import model_answerer, taken
 from lexitome.cli.console import OK, SOME_FAILED, Console
 from lexitome.cli.options import Debug, PolicyOption, Side
 from lexitome.errors import InputError
-from lexitome.inference.loading import refuse_sam3_options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -130,6 +129,8 @@ def evaluate(  # noqa: PLR0913 - the signature is the command line
         raise InputError("lexitome evaluate", "--data is missing", "Name the folder of annotated images: --data DIR.")
     chosen = list(dict.fromkeys(baselines or []))
     if predictions is not None:
+        from lexitome.inference.loading import refuse_sam3_options
+
         refuse_sam3_options(predictions, policy, side)
     _check(model, predictions, split, chosen)
     protocols = parse_all(prompts or ["text"])

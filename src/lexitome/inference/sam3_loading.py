@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -66,7 +66,7 @@ def load_sam3_segmenter(
         cause = f"its tokenizer has {tokens.size} tokens, its text encoder {known}"
         raise InputError(model, cause, GET)
     place = cache or user_cache()
-    hashed = partial(kept_hash, loaded.files, lambda: loaded.sha256, place / "sha256")
+    hashed = functools.cache(lambda: kept_hash(loaded.files, lambda: loaded.sha256, place / "sha256"))
     words = Words(net, tokens, hashed, FeatureCache(place / "text"))
     return Sam3Segmenter(
         net, words, settings, str(model), loaded.source, hashed, loaded.licence, loaded.tracker,

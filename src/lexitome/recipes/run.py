@@ -54,6 +54,7 @@ LOCK = "run.lock"
 MODEL = "model"
 TIMED_STEPS = 4
 A = TypeVar("A")
+J = TypeVar("J")
 
 
 @dataclass(frozen=True)
@@ -85,26 +86,36 @@ class Job:
     """Of `recipe.start`; None before the run begins."""
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / RECIPE) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        save_job(self, folder)
 
     @staticmethod
     def load(folder: Path) -> Job:
-        """The job of a run folder.
+        """As `load_job`."""
+        return load_job(Job, folder)
 
-        Raises:
-            InputError: there is none, or it was written by another version.
-        """
-        path = folder / RECIPE
-        try:
-            return TypeAdapter(Job).validate_python(json.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            remedy = "Name the folder of a run (-o of lexitome train), or begin one with --data."
-            raise InputError(folder, "holds no run to continue", remedy) from error
-        except (ValueError, ValidationError) as error:
-            cause = f"is not a recipe of this version ({str(error).splitlines()[0]})"
-            raise InputError(path, cause, "Start again in another folder.") from error
+
+def save_job(job: Any, folder: Path) -> None:
+    """Keep a job, a dataclass of any kind of recipe, in a run folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / RECIPE) as temporary:
+        temporary.write_text(json.dumps(asdict(job), indent=1), encoding="utf-8")
+
+
+def load_job(kind: type[J], folder: Path) -> J:
+    """The job of a run folder.
+
+    Raises:
+        InputError: there is none, or it was written by another version.
+    """
+    path = folder / RECIPE
+    try:
+        return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        remedy = "Name the folder of a run (-o of lexitome train), or begin one with --data."
+        raise InputError(folder, "holds no run to continue", remedy) from error
+    except (ValueError, ValidationError) as error:
+        cause = f"is not a recipe of this version ({str(error).splitlines()[0]})"
+        raise InputError(path, cause, "Start again in another folder.") from error
 
 
 @contextmanager

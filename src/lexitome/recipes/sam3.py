@@ -142,7 +142,8 @@ def medical_sam3() -> Sam3Recipe:
 def small_sam3() -> Sam3Recipe:
     """What 45 minutes on two cores teach a small SAM3 that knows nothing."""
     return Sam3Recipe(
-        "small-sam3", start=f"{RANDOM}small", sampling=Sam3Sampling(side=168, images=8), optim=scratch_optim(),
+        "small-sam3", start=f"{RANDOM}small", optim=scratch_optim(),
+        sampling=Sam3Sampling(side=168, images=8, prompts="mixed", box_chance=0.3),
         run=RunConfig(steps=6000, clip=0.1, ema=0.998, validate_every=1000), queries=3, epochs=0.0, validated=5,
     )  # fmt: skip
 

@@ -14,7 +14,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter, ValidationError
 from transformers import Sam3Config
 
 from lexitome.concepts import Vocabulary
@@ -34,7 +33,7 @@ from lexitome.models.sam3.presets import Preset, build, config_of, set_side
 from lexitome.models.sam3.settings import Settings
 from lexitome.models.sam3.tokens import GET, Tokens
 from lexitome.models.sam3.weights import load_sam3, save_folder
-from lexitome.recipes.run import MODEL, RECIPE
+from lexitome.recipes.run import MODEL, load_job, save_job
 from lexitome.recipes.sam3 import RANDOM, Sam3Recipe
 from lexitome.training import checkpoint
 from lexitome.training.engine import FitResult, fit
@@ -68,23 +67,12 @@ class Sam3Job:
     kind: Literal["sam3"] = "sam3"
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / RECIPE) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        save_job(self, folder)
 
     @staticmethod
     def load(folder: Path) -> Sam3Job:
-        """The job of a run folder.
-
-        Raises:
-            InputError: it was written by another version.
-        """
-        path = folder / RECIPE
-        try:
-            return TypeAdapter(Sam3Job).validate_python(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, ValidationError) as error:
-            cause = f"is not a recipe of this version ({str(error).splitlines()[0]})"
-            raise InputError(path, cause, "Start again in another folder.") from error
+        """As `recipes.run.load_job`."""
+        return load_job(Sam3Job, folder)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,8 @@ from PIL import Image
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from segment_command import report_of, segment  # noqa: E402
+
 import lexitome  # noqa: E402
 from lexitome.cli import main  # noqa: E402
 from lexitome.cli.console import BAD_INPUT, OK  # noqa: E402
@@ -47,15 +49,6 @@ def fundus(tmp_path: Path) -> Path:
     path = tmp_path / "fundus.png"
     Image.open(DEMO / "fundus.jpg").resize((96, 72)).save(path)
     return path
-
-
-def segment(*arguments: str | Path) -> int:
-    return main(["segment", *map(str, arguments)])
-
-
-def report_of(folder: Path) -> dict[str, object]:
-    report: dict[str, object] = json.loads((folder / "report.json").read_text())
-    return report
 
 
 def test_a_folder_is_asked_and_reported(tiny: Path, fundus: Path, tmp_path: Path) -> None:

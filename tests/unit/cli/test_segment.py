@@ -19,6 +19,7 @@ import SimpleITK
 from numpy.typing import NDArray
 from PIL import Image
 from pydicom import dcmread, examples
+from segment_command import report_of, segment
 
 import lexitome
 from lexitome.cli import main
@@ -48,15 +49,6 @@ def volume(tmp_path: Path) -> Path:
     path = tmp_path / "volume.nii.gz"
     nibabel.save(nibabel.Nifti1Image(array, affine), path)
     return path
-
-
-def segment(*arguments: str | Path) -> int:
-    return main(["segment", *map(str, arguments)])
-
-
-def report_of(folder: Path) -> dict[str, object]:
-    report: dict[str, object] = json.loads((folder / "report.json").read_text())
-    return report
 
 
 def names(folder: Path) -> set[str]:

@@ -125,8 +125,8 @@ def _narrowed(table: Table) -> Table:
 
 
 def summarised(named: Named) -> Entry:
-    """`tables.summarise`, each table in order: datasets by name, what users can ask before what
-    is an oracle, models as they were named."""
+    """`tables.summarise`, each table in order: datasets by name, what users can ask before what is an oracle, models as
+    they were named."""
     labels = [label for label, _ in named]
 
     def place(entry: Entry) -> tuple:
@@ -135,8 +135,7 @@ def summarised(named: Named) -> Entry:
         return (name is None, name or "", entry.get("concept", ""), entry["oracle"], entry["protocol"],
                 labels.index(entry["model"]))  # fmt: skip
 
-    rows = [row for _, some in named for row in some]
-    found = summarise(rows)
+    found = summarise(row for _, some in named for row in some)
     return {key: sorted(value, key=place) if isinstance(value, list) else value for key, value in found.items()}
 
 

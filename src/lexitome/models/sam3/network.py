@@ -116,10 +116,14 @@ class Sam3Net(nn.Module):
         """(N, 3, S, S) in -1..1. The neck's smallest level, which nothing reads, is not computed."""
         encoder = self.model.vision_encoder
         seen = encoder.backbone(pictures.to(_dtype(encoder))).last_hidden_state
-        trunk = seen.unflatten(1, (math.isqrt(seen.shape[1]), -1)).permute(0, 3, 1, 2)
-        fpn = tuple(layer(trunk) for layer in encoder.neck.fpn_layers[:-1])
-        place = encoder.neck.position_encoding
-        position = place((1, *fpn[-1].shape[1:]), trunk.device, torch.float32)
+        return self._levels(seen)
+
+    def _levels(self, tokens: Tensor) -> Features:
+        """From the trunk's tokens (N, h w, D), row by row."""
+        neck = self.model.vision_encoder.neck
+        trunk = tokens.unflatten(1, (math.isqrt(tokens.shape[1]), -1)).permute(0, 3, 1, 2)
+        fpn = tuple(layer(trunk) for layer in neck.fpn_layers[:-1])
+        position = neck.position_encoding((1, *fpn[-1].shape[1:]), trunk.device, torch.float32)
         position = position.clone().to(trunk.dtype)  # transformers keeps the original, maybe from inference mode
         return Features(fpn, (position,), trunk)
 
@@ -208,9 +212,10 @@ class Sam3Net(nn.Module):
         return wanted + direct + pooled.view_as(direct) + geometry.boxes_pos_enc_project(coded)
 
     def _decoder(
-        self, memory: Tensor, place: Tensor, prompt: Tensor, blocked: Tensor, grid: tuple[int, int], twins: bool
+        self, memory: Tensor, place: Tensor, prompt: Tensor, blocked: Tensor | None, grid: tuple[int, int], twins: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Object queries (L, Q, K, C), boxes (L, Q, K, 4), presence (L, Q); K counts the twins.
+        """Object queries (L, Q, K, C), boxes (L, Q, K, 4), presence (L, Q); K counts the twins. ``blocked`` may be None
+        where no token of the prompt is padding.
 
         Boxes are in float32 whatever the weights are: sines of positions need it. As in the official code the gradient
         of a layer's box also reaches the layer before ("look forward twice", Zhang et al. 2022, DINO, section 3.5).
@@ -245,8 +250,9 @@ class Sam3Net(nn.Module):
         for cells, axis, embed in ((grid[0], 1, decoder.box_rpb_embed_y), (grid[1], 0, decoder.box_rpb_embed_x)):
             at = torch.arange(cells, device=boxes.device) / cells
             far = 8 * (at[:, None] - corners[..., None, axis::2])
-            sums.append(embed((far.sign() * (far.abs() + 1).log2() / 3).to(dtype)))  # (Q, K, cells, heads)
-        return (sums[0].unsqueeze(3) + sums[1].unsqueeze(2)).flatten(2, 3).permute(0, 3, 1, 2).contiguous()
+            coded = embed((far.sign() * (far.abs() + 1).log2() / 3).to(dtype))  # (Q, K, cells, heads)
+            sums.append(coded.permute(0, 3, 1, 2).contiguous())  # small; the sum is made in the order it is read in
+        return (sums[0].unsqueeze(4) + sums[1].unsqueeze(3)).flatten(3)
 
 
 def _of_each(level: Tensor, image: Tensor) -> Tensor:

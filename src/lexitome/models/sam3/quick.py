@@ -18,7 +18,6 @@ What is done otherwise, all of it exact but for rounding:
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -114,14 +113,14 @@ class Block:
     def __call__(self, x: Tensor) -> Tensor:
         """(N, T, D), window after window."""
         layer, attention = self.layer, self.layer.attention
-        h = F.layer_norm(x, x.shape[-1:], layer.layer_norm1.weight, layer.layer_norm1.bias, layer.layer_norm1.eps)
         tokens = len(self.cos)
-        qkv = product(h, self.weight, self.bias).view(-1, tokens, 3, attention.num_attention_heads, attention.head_dim)
+        qkv = product(layer.layer_norm1(x), self.weight, self.bias).view(
+            -1, tokens, 3, attention.num_attention_heads, attention.head_dim
+        )
         rotate(qkv[:, :, :2], self.cos, self.sin)
         q, k, v = qkv.transpose(1, 3).unbind(2)
         x = linear(attend(q, k, v).view(x.shape), attention.o_proj, add=x)
-        h = F.layer_norm(x, x.shape[-1:], layer.layer_norm2.weight, layer.layer_norm2.bias, layer.layer_norm2.eps)
-        return linear(linear(h, layer.mlp.fc1, then="gelu"), layer.mlp.fc2, add=x)
+        return linear(linear(layer.layer_norm2(x), layer.mlp.fc1, then="gelu"), layer.mlp.fc2, add=x)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -178,8 +177,8 @@ class Enlarging:
             for b, kernel in enumerate(row):
                 part = F.conv2d(around[..., a : a + height + 1, b : b + width + 1], kernel)
                 large[..., a::2, b::2] += part
-        norm = self.norm
-        return F.group_norm(large, norm.num_groups, norm.weight, norm.bias, norm.eps).relu_()
+        normed: Tensor = self.norm(large)
+        return normed.relu_()
 
 
 class QuickSam3(Sam3Net):
@@ -206,18 +205,13 @@ class QuickSam3(Sam3Net):
 
     def encode(self, pictures: Tensor) -> Features:
         """(N, 3, S, S) in -1..1 to what `Known` says, which passes for `Features`."""
-        encoder: Any = self.model.vision_encoder
-        backbone = encoder.backbone
+        backbone: Any = self.model.vision_encoder.backbone
         x = backbone.layer_norm(backbone.embeddings(pictures.to(self.blocks[0].weight.dtype)))[:, self.order]
         for block in self.blocks:
             x = block(x)
-        cells = math.isqrt(len(self.order))
         tokens = torch.empty_like(x)
         tokens[:, self.order] = x
-        trunk = tokens.unflatten(1, (cells, cells)).permute(0, 3, 1, 2)
-        fine, middle, coarse = (layer(trunk) for layer in encoder.neck.fpn_layers[:-1])
-        place = encoder.neck.position_encoding((1, *coarse.shape[1:]), trunk.device, torch.float32)
-        position = place.clone().to(trunk.dtype)
+        (fine, middle, coarse), (position,), trunk = self._levels(tokens)
         laterals = self.stages[1].lateral(fine), self.stages[0].lateral(middle)
         begun = self._attend(self.model.detr_encoder.layers[0], flat(coarse), flat(position))
         return Known((*laterals, coarse), (position,), trunk, begun)  # type: ignore[return-value] # see `Known`
@@ -237,12 +231,10 @@ class QuickSam3(Sam3Net):
         hidden = begun.expand(len(text), -1, -1) if len(begun) == 1 else begun[prompts.image]
         for number, layer in enumerate(self.model.detr_encoder.layers):
             hidden = hidden if number == 0 else self._attend(layer, hidden, place)
-            hidden = hidden + _told(layer.cross_attn, _norm(hidden, layer.layer_norm2), prompt, blocked)
-            told = _norm(hidden, layer.layer_norm3)
-            hidden = linear(linear(told, layer.mlp.fc1, then="relu"), layer.mlp.fc2, add=hidden)
-        open_ = _blocked(valid, text.dtype) if blocked is None else blocked
+            hidden = hidden + _told(layer.cross_attn, layer.layer_norm2(hidden), prompt, blocked)
+            hidden = linear(linear(layer.layer_norm3(hidden), layer.mlp.fc1, then="relu"), layer.mlp.fc2, add=hidden)
         grid = (coarse.shape[-2], coarse.shape[-1])
-        queries, boxes, presence = self._decoder(hidden, place.expand_as(hidden), prompt, open_, grid, False)
+        queries, boxes, presence = self._decoder(hidden, place.expand_as(hidden), prompt, blocked, grid, False)
         logits = self.model.dot_product_scoring(queries, prompt, valid)[..., 0]
         fpn = [_of_each(level, prompts.image) for level in features.fpn[:2]]
         masks, semantic = self._pixels(fpn, hidden, prompt, blocked, queries[-1], grid)
@@ -251,7 +243,7 @@ class QuickSam3(Sam3Net):
     def _attend(self, layer: Any, x: Tensor, place: Tensor) -> Tensor:
         """Self-attention of a layer of the fusion encoder, (N, T, C), with the residual."""
         attention = layer.self_attn
-        h = _norm(x, layer.layer_norm1)
+        h = layer.layer_norm1(x)
         placed = h + place
         q, k, v = (
             _heads(linear(source, each), attention)
@@ -265,7 +257,7 @@ class QuickSam3(Sam3Net):
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """As `Sam3Net._masks`: (Q, K, 4h, 4w), (Q, 4h, 4w)."""
         head: Any = self.model.mask_decoder
-        fused = hidden + _told(head.prompt_cross_attn, _norm(hidden, head.prompt_cross_attn_norm), prompt, blocked)
+        fused = hidden + _told(head.prompt_cross_attn, head.prompt_cross_attn_norm(hidden), prompt, blocked)
         small = fused.unflatten(1, grid).permute(0, 3, 1, 2)
         pixels = self.stages[1](self.stages[0](small, fpn[1]), fpn[0])
         flat_pixels = flat(pixels)
@@ -281,10 +273,6 @@ class QuickSam3(Sam3Net):
 def flat(level: Tensor) -> Tensor:
     """(N, C, h, w) to (N, h w, C); without a copy where channels are last."""
     return level.permute(0, 2, 3, 1).flatten(1, 2)
-
-
-def _norm(x: Tensor, norm: nn.LayerNorm) -> Tensor:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
 def _heads(x: Tensor, attention: Any) -> Tensor:
