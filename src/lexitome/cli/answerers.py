@@ -30,13 +30,12 @@ def model_answerer(
         InputError: no such model, its weights are not here, the packages that it needs are not installed, or it does
             not have such an option.
     """
-    from lexitome.inference.dinov3_card import is_segmenter
     from lexitome.inference.loading import check_model, refuse_sam3_options
     from lexitome.models.foundation import kind_of, locate
 
     folder = Path(model)
     specialist = (folder / "specialist.json").is_file() or any(folder.glob("*/specialist.json"))
-    kind = "specialist" if specialist else "segmenter" if is_segmenter(folder) else kind_of(model)
+    kind = "specialist" if specialist else kind_of(model)
     if kind != "sam3":
         refuse_sam3_options(model, policy, side)
     if specialist:

@@ -24,6 +24,7 @@ from lexitome.cli import (
     evaluate,
     export,
     pretrain,
+    probe,
     report_run,
     segment,
     train,
@@ -33,7 +34,7 @@ from lexitome.cli.options import Debug
 
 # Plain help: quick to start, easy to grep, and the same in docs/cli.md.
 app = typer.Typer(name="lexitome", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
-MEASURING = (evaluate.app, compare.app, report_run.app, benchmark.app)
+MEASURING = (evaluate.app, probe.app, compare.app, report_run.app, benchmark.app)
 for group in (segment.app, demo.app, describe.app, check_data.app, train.app, pretrain.app, export.app, *MEASURING):
     app.add_typer(group)
 

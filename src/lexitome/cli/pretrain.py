@@ -23,6 +23,33 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
+Data = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        help="Images, NIfTI or DICOM volumes in folders, or annotated sets (labels unused); repeatable.",
+    ),
+]
+Minutes = Annotated[
+    float | None, typer.Option("--minutes", min=0.5, help="Time to spend: steps of all stages are scaled to fit.")
+]
+Start = Annotated[
+    str | None,
+    typer.Option(
+        "--start",
+        metavar="MODEL",
+        help="Weights of DINOv3 to go on from (a name, folder or file), or random:s, random:b, random:l, ...",
+    ),
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable.")
+]
+Cache = Annotated[
+    Path | None, typer.Option("--cache", metavar="DIR", help="Decoded pictures; by default RUN/decoded.")
+]
+
+
 @app.command("pretrain")
 def pretrain(  # noqa: PLR0913 - the signature is the command line
     recipe: Annotated[
@@ -32,36 +59,14 @@ def pretrain(  # noqa: PLR0913 - the signature is the command line
             help="mini (5.5 M parameters, for a CPU), dinov3, dinov3-in1k or meddinov3 (CT in Hounsfield units).",
         ),
     ] = "mini",
-    data: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--data",
-            metavar="DIR",
-            help="Images, NIfTI or DICOM volumes in folders, or annotated sets (labels unused); repeatable.",
-        ),
-    ] = None,
+    data: Data = None,
     out: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")] = Path(
         "runs/pretrain"
     ),
-    minutes: Annotated[
-        float | None,
-        typer.Option("--minutes", min=0.5, help="Time to spend: steps of all stages are scaled to fit."),
-    ] = None,
-    start: Annotated[
-        str | None,
-        typer.Option(
-            "--start",
-            metavar="MODEL",
-            help="Weights of DINOv3 to go on from (a name, folder or file), or random:s, random:b, random:l, ...",
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable."),
-    ] = None,
-    cache: Annotated[
-        Path | None, typer.Option("--cache", metavar="DIR", help="Decoded pictures; by default RUN/decoded.")
-    ] = None,
+    minutes: Minutes = None,
+    start: Start = None,
+    settings: Settings = None,
+    cache: Cache = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN.")] = False,
     plan_only: Annotated[bool, typer.Option("--plan", help="Print the recipe with all its values, and stop.")] = False,
     debug: Debug = False,

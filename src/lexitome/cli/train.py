@@ -24,13 +24,25 @@ if TYPE_CHECKING:
     from lexitome.recipes.run import Job
 
 UNET = "unet"
+MINUTES = 30.0
+"""Of training, where nobody says how many and the recipe does not either."""
+Minutes = Annotated[
+    float | None,
+    typer.Option(
+        "--minutes",
+        min=0.5,
+        show_default=f"{MINUTES:g}",
+        help="Time to spend on a planned recipe, unet or meddinov3-mini; more is better. For meddinov3 in place of its "
+        "published number of steps.",
+    ),
+]
 
 app = typer.Typer()
 
 
 @dataclass(frozen=True)
 class Request:
-    """What was typed that decides the job."""
+    """What was typed that decides the job. `minutes` is None where none were: published recipes have lengths."""
 
     recipe: str | None
     data: tuple[Path, ...]
@@ -38,7 +50,12 @@ class Request:
     concept: str
     unit_pattern: str | None
     settings: tuple[str, ...]
-    minutes: float
+    minutes: float | None
+
+    @property
+    def time(self) -> float:
+        """Minutes, typed or usual."""
+        return MINUTES if self.minutes is None else self.minutes
 
 
 @app.command("train")
@@ -57,9 +74,7 @@ def train(  # noqa: PLR0913 - the signature is the command line
         typer.Option("--data", metavar="DIR", help="An annotated set or a folder of sets; repeatable."),
     ] = None,
     out: Annotated[Path, typer.Option("--output", "-o", metavar="RUN", help="Folder of the run.")] = Path("runs/train"),
-    minutes: Annotated[
-        float, typer.Option("--minutes", min=0.5, help="Time to spend on a planned recipe; more is better.")
-    ] = 30.0,
+    minutes: Minutes = None,
     start: Annotated[
         str | None,
         typer.Option(
@@ -153,7 +168,7 @@ def _train_specialists(asked: Request, out: Path, cache: Path, *, plan_only: boo
         _say(json.dumps(asdict(recipe), indent=1))
         return
     with claimed(out):
-        train_specialists(datasets, out, cache, recipe, minutes=None if fixed else asked.minutes, say=_say)
+        train_specialists(datasets, out, cache, recipe, minutes=None if fixed else asked.time, say=_say)
     data = " ".join(shlex.quote(path) for path in _paths(asked))
     _say(f"next         lexitome evaluate --model {shlex.quote(str(out))} --data {data}")
 
@@ -241,8 +256,8 @@ def _timed(job: Job, source: BatchSource, model: CompactNet, asked: Request) -> 
             recipe = replace(recipe, run=replace(recipe.run, precision=precision))
     if not sets(asked.settings, "run.steps"):
         speed = seconds[recipe.run.precision]
-        recipe = with_steps(recipe, steps_for(asked.minutes, speed))
-        _say(f"steps        {recipe.run.steps}: {asked.minutes:g} minutes at {speed:.2g} s a step, measured")
+        recipe = with_steps(recipe, steps_for(asked.time, speed))
+        _say(f"steps        {recipe.run.steps}: {asked.time:g} minutes at {speed:.2g} s a step, measured")
     else:
         recipe = with_steps(recipe, recipe.run.steps)
     return replace(job, recipe=override(recipe, asked.settings))
@@ -262,7 +277,7 @@ def _say_what_waits(job: Job, asked: Request) -> None:
     if _precision_is_open(job, asked):
         _say("precision    the quicker of bf16 and fp32: timed when training begins")
     if not sets(asked.settings, "run.steps"):
-        _say(f"steps        as many as fit into {asked.minutes:g} minutes: timed when training begins")
+        _say(f"steps        as many as fit into {asked.time:g} minutes: timed when training begins")
 
 
 def _finish(job: Job, source: BatchSource, model: CompactNet, out: Path, *, resume: bool) -> None:

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from lexitome.recipes.meddinov3_run import MedDinov3Job
     from lexitome.training.meddinov3 import SegmentationTask
 
-NAMES = ("meddinov3", "meddinov3-mini")
+MINI = "meddinov3-mini"
+NAMES = ("meddinov3", MINI)
 """Keys of `recipes.meddinov3.RECIPES`, here because importing that takes seconds."""
 KIND = "meddinov3"
 
@@ -30,6 +31,8 @@ def begin(asked: Request, out: Path, cache: Path, say: Say, *, plan_only: bool) 
     from lexitome.data.sources.find import find_sets
     from lexitome.recipes import meddinov3_run, run
     from lexitome.recipes.finetune import sets
+    from lexitome.recipes.overrides import override
+    from lexitome.training.pace import PRECISIONS
 
     recipe = _recipe(asked)
     meddinov3_run.check_start(recipe)
@@ -47,8 +50,11 @@ def begin(asked: Request, out: Path, cache: Path, say: Say, *, plan_only: bool) 
             say(line)
         task = meddinov3_run.task_of(job, meddinov3_run.open_shelf(job, dataset, cache, say))
         job, net = meddinov3_run.begin(job, task)
-        if asked.recipe == "meddinov3-mini" and not sets(asked.settings, "run.steps"):
-            job = run.agree(meddinov3_run.timed(job, task, asked.minutes))
+        if (asked.recipe == MINI or asked.minutes is not None) and not sets(asked.settings, "run.steps"):
+            tried = (recipe.run.precision,) if sets(asked.settings, "run.precision") else PRECISIONS
+            job = meddinov3_run.timed(job, task, asked.time, tried)
+            typed = replace(override(job.recipe, asked.settings), plans=recipe.plans)
+            job = run.agree(replace(job, recipe=typed))
         steps, patches = job.recipe.run.steps, job.recipe.patches
         say(f"steps        {steps} of {patches} patches; {len(task.train)} slices to learn from")
         job.save(out)

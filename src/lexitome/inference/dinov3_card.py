@@ -13,8 +13,9 @@ from lexitome.data.dataset import Target
 from lexitome.data.normalisation import Normalisation
 from lexitome.data.targets import lateral_unions, made_of
 from lexitome.errors import InputError
+from lexitome.models.foundation import SEGMENTER
 
-CARD, WEIGHTS = "segmenter.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Card:
         return Target(name, (), codes, tuple(labels[name])) if parts else None
 
     def save(self, folder: Path) -> None:
-        folder.joinpath(CARD).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        folder.joinpath(SEGMENTER).write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
 
     @staticmethod
     def load(folder: Path) -> Card:
@@ -85,7 +86,7 @@ class Card:
         """
         from pydantic import TypeAdapter, ValidationError  # here, so that `lexitome segment` does not wait for it
 
-        path = folder / CARD
+        path = folder / SEGMENTER
         try:
             return TypeAdapter(Card).validate_python(json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
@@ -94,8 +95,3 @@ class Card:
         except (ValueError, ValidationError) as error:
             cause = f"is not of this version ({str(error).splitlines()[0]})"
             raise InputError(path, cause, "Train it again.") from error
-
-
-def is_segmenter(model: str | Path) -> bool:
-    """Whether it is the folder of a trained segmenter."""
-    return (Path(model).expanduser() / CARD).is_file()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lexitome.errors import InputError
-from lexitome.inference.dinov3_card import is_segmenter
 from lexitome.inference.segmenter import Segmenter
 from lexitome.models.foundation import FOUNDATION, NEEDS, kind_of, locate
 from lexitome.prompts import Query
@@ -38,8 +37,6 @@ def check_model(model: str | Path) -> None:
     Raises:
         InputError: there is no such model, or its weights are not on this machine.
     """
-    if is_segmenter(model):
-        return
     if (kind := kind_of(model)) == "dinov3":
         remedy = f"Teach it your own targets: lexitome train meddinov3 --start {model} --data DIR"
         raise InputError(f"model {str(model)!r}", "is an encoder, which finds nothing by itself", remedy)
@@ -76,7 +73,7 @@ def load_segmenter(
         ValueError: the weights on disk are not the ones the card describes.
     """
     check_model(model)
-    kind = "segmenter" if is_segmenter(model) else kind_of(model)
+    kind = kind_of(model)
     if kind != "sam3":
         refuse_sam3_options(model, policy, side)
     if kind == "compact":

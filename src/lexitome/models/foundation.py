@@ -19,12 +19,15 @@ from lexitome.errors import InputError
 from lexitome.models import hub
 from lexitome.models.catalog import CATALOG, FILES, find_model
 
-Kind = Literal["compact", "sam3", "sam", "dinov3"]
+Kind = Literal["compact", "sam3", "sam", "dinov3", "segmenter"]
+"""A segmenter is a network for fixed targets, with a DINOv3 encoder (`lexitome train meddinov3`)."""
 WEIGHTS_FOLDER = "LEXITOME_WEIGHTS"
 SAM_LICENCE = "SAM License"
 DINO_LICENCE = "DINOv3 License"
 TENSOR_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
+SEGMENTER = "segmenter.json"
+"""The card of a segmenter (`inference.dinov3_card`)."""
 DINO_TYPE = "dinov3_vit"
 """`model_type` in configurations of transformers."""
 _DINO_MARKS = (
@@ -134,19 +137,14 @@ def kind_of(model: str | Path) -> Kind:
     path = Path(model).expanduser()
     if path.is_file() and path.suffix.lower() in TENSOR_FILES:
         return "dinov3" if _names_dinov3(path) else "sam3"
-    if path.is_dir() and not path.joinpath(FILES[0]).is_file():
-        stored = read_config(path)
-        if stored.get("model_type") == DINO_TYPE:
-            return "dinov3"
-        if str(stored.get("model_type", "")).startswith("sam"):
-            return "sam" if stored["model_type"] == "sam" else "sam3"
-        if weights_in(path):
-            return "sam3"
+    if path.is_dir() and (kind := _of_folder(path)):
+        return kind
     known = _of_repository(typed)
     if not path.exists() and (known is not None or hub.is_named(typed)):
         return _of_unknown(typed) if known is None else known.kind
     inside = path / "model"  # of the folder of a training run
-    if str(read_config(inside).get("model_type", "")).startswith(("sam3", DINO_TYPE)):
+    trained = str(read_config(inside).get("model_type", "")).startswith(("sam3", DINO_TYPE))
+    if trained or (inside / SEGMENTER).is_file():
         raise InputError(path, "holds no model", f"Did you mean {inside}?")
     try:
         find_model(model)
@@ -185,6 +183,20 @@ def locate(model: str | Path, remedy: str = "") -> Path:
 def is_here(name: str) -> bool:
     """Whether the weights of a model of `FOUNDATION` are on this machine."""
     return _here(FOUNDATION[name]) is not None
+
+
+def _of_folder(path: Path) -> Kind | None:
+    """By what it holds; None of a compact model, and where there are no weights."""
+    if (path / SEGMENTER).is_file():
+        return "segmenter"
+    if (path / FILES[0]).is_file():
+        return None
+    stored = str(read_config(path).get("model_type", ""))
+    if stored == DINO_TYPE:
+        return "dinov3"
+    if stored.startswith("sam"):
+        return "sam" if stored == "sam" else "sam3"
+    return "sam3" if weights_in(path) else None
 
 
 def _of_repository(typed: str) -> FoundationModel | None:

@@ -158,13 +158,15 @@ def started(recipe: MedDinov3Recipe, start: str) -> MedDinov3Recipe:
 
 
 def with_steps(recipe: MedDinov3Recipe, steps: int, precision: Precision) -> MedDinov3Recipe:
-    """A number of steps, and the intervals, averaging and warm-up that suit it."""
+    """A number of steps, and the intervals, averaging and warm-up that suit it; the published one has none of the two
+    latter."""
+    averaged = None if recipe.run.ema is None else float(np.clip(1 - 10 / steps, 0.9, 0.998))
     run = replace(
-        recipe.run, steps=steps, precision=precision, ema=float(np.clip(1 - 10 / steps, 0.9, 0.998)),
+        recipe.run, steps=steps, precision=precision, ema=averaged,
         validate_every=max(20, steps // 10), checkpoint_every=max(20, min(200, steps // 8)),
         log_every=max(1, min(20, steps // 50)),
     )  # fmt: skip
-    return replace(recipe, run=run, optim=replace(recipe.optim, warmup=min(50, steps // 20)))
+    return replace(recipe, run=run, optim=replace(recipe.optim, warmup=min(recipe.optim.warmup, steps // 20)))
 
 
 RECIPES = {"meddinov3": meddinov3, "meddinov3-mini": mini}

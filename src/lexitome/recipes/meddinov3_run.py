@@ -43,10 +43,10 @@ from lexitome.recipes.meddinov3 import RANDOM, MedDinov3Recipe, with_steps
 from lexitome.recipes.run import MODEL, RECIPE
 from lexitome.training import checkpoint
 from lexitome.training.dense import exclusive
-from lexitome.training.engine import FitResult, fit
+from lexitome.training.engine import FitResult, Precision, fit
 from lexitome.training.export import run_state
 from lexitome.training.meddinov3 import SegmentationTask, score
-from lexitome.training.pace import quicker
+from lexitome.training.pace import PRECISIONS, quicker
 from lexitome.training.parallel import assemble
 from lexitome.training.validation import spread
 
@@ -249,11 +249,13 @@ def settled(net: DinoSegmenter, recipe: MedDinov3Recipe) -> DinoSegmenter:
     return net
 
 
-def timed(job: MedDinov3Job, task: SegmentationTask, minutes: float) -> MedDinov3Job:
-    """The job with as many steps as fit into the time on this machine, in the quicker precision. Every process must
-    take those of the first (`run.agree`)."""
+def timed(
+    job: MedDinov3Job, task: SegmentationTask, minutes: float, tried: Sequence[Precision] = PRECISIONS
+) -> MedDinov3Job:
+    """The job with as many steps as fit into the time on this machine, in the quicker of the precisions. Every process
+    must take those of the first (`run.agree`)."""
     assert job.start is not None
-    precision, seconds = quicker(lambda: again(job, task), task)
+    precision, seconds = quicker(lambda: again(job, task), task, job.recipe.run, tried)
     return replace(job, recipe=with_steps(job.recipe, steps_for(minutes, seconds), precision))
 
 

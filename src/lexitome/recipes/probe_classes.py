@@ -17,7 +17,7 @@ from lexitome.data.sources.classes import ClassifiedSet
 from lexitome.errors import InputError
 from lexitome.evaluation.probing.linear import Fitted, Part, logistic, sgd
 from lexitome.evaluation.probing.neighbours import knn
-from lexitome.evaluation.probing.scores import class_scores, point_score
+from lexitome.evaluation.probing.scores import class_scores, point_score, shares_right
 from lexitome.evaluation.probing.volumes import Bags, attention, pooled
 from lexitome.evaluation.runner import progress
 
@@ -49,9 +49,20 @@ def classify(found: Features, data: ClassifiedSet, task: str, recipe: ProbeRecip
         )
         entries.append({
             "features": kind, "pooling": pooling, "chosen": fitted.chosen, "validation": fitted.validation,
-            "scores": scores, "cases": len(units), "classes": list(data.classes), **more,
+            "scores": scores, "cases": len(units), "classes": list(data.classes),
+            "right": _right(truth["test"], fitted.probability, units, data.exclusive), **more,
         })  # fmt: skip
     return entries
+
+
+def _right(
+    truth: NDArray[np.bool_], probability: NDArray[np.floating], units: list[str], exclusive: bool
+) -> dict[str, list[float]]:
+    """Subject to the accuracy of each of its images, so that runs can be compared image by image."""
+    found: dict[str, list[float]] = {}
+    for unit, share in zip(units, shares_right(truth, probability, exclusive=exclusive), strict=True):
+        found.setdefault(unit, []).append(round(float(share), 4))
+    return found
 
 
 Parts = dict[str, Any]

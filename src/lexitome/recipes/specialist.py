@@ -273,7 +273,7 @@ def train_specialists(
 
 def within(task: SpecialistTask, minutes: float) -> SpecialistRecipe:
     """The recipe of a task with as many steps as fit into the time on this machine."""
-    precision, seconds = quicker(partial(_network_of, task), task)
+    precision, seconds = quicker(partial(_network_of, task), task, task.recipe.run)
     return with_steps(task.recipe, steps_for(minutes, seconds), precision)
 
 
@@ -308,7 +308,7 @@ def choose(
             shutil.rmtree(folder, ignore_errors=True)
             recipe = replace(task.recipe, network=network, optim=replace(task.recipe.optim, lr=lr))
             trial = replace(task, recipe=recipe)
-            precision, seconds = quicker(partial(_network_of, trial), trial)
+            precision, seconds = quicker(partial(_network_of, trial), trial, recipe.run)
             steps = max(FEWEST_TRIED, int(60 * minutes / seconds))
             train_specialist(replace(task, recipe=with_steps(recipe, steps, precision)), folder)
         card = read_card(folder)

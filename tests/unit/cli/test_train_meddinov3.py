@@ -82,10 +82,13 @@ def test_a_stopped_run_goes_on_and_its_model_is_asked_by_the_names_of_its_target
 @pytest.mark.slow
 def test_mini_takes_the_time_that_it_is_given(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kidneys = data / "btcv_abdomen_ct2d"
-    words = typed("meddinov3-mini", kidneys, tmp_path / "run", "taps=-1", "decoder=segdino", "augmentation.tones=false")
+    settings = ("taps=-1", "decoder=segdino", "augmentation.tones=false", "run.checkpoint_every=500")
+    words = typed("meddinov3-mini", kidneys, tmp_path / "run", *settings)
     assert main([*words, "--minutes", "0.5"]) == OK
     card = Card.load(tmp_path / "run" / "model")
-    assert card.taps == (3,) and card.decoder == "segdino" and card.about["recipe"]["run"]["steps"] != 2000
+    run = card.about["recipe"]["run"]
+    assert card.taps == (3,) and card.decoder == "segdino" and run["steps"] != 2000
+    assert (run["precision"], run["checkpoint_every"]) == ("fp32", 500)  # as typed, not as the clock would have it
     assert "patches      32 x 32, the whole slice\nintensity    imagenet" in capsys.readouterr().out
 
 
@@ -100,7 +103,7 @@ def test_a_plan_names_the_rates_and_reads_no_data(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["meddinov3"], "huggingface"),
+        (["meddinov3"], "hf download ricklisz123/MedDINOv3"),
         (["meddinov3", "--start", "random:huge"], "random:mini"),
         (["meddinov3", "--start", "nowhere"], "there is no model or folder 'nowhere'. Choose dinov3-s"),
         (["meddinov3-mini", "--set", "plans=nowhere.json"], "there are no such plans"),

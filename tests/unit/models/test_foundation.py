@@ -102,6 +102,20 @@ def test_the_folder_of_a_training_run(tmp_path: Path, model_type: str) -> None:
         kind_of(tmp_path / "run")
 
 
+def test_the_folder_of_a_segmenter_is_known_by_its_card(tmp_path: Path) -> None:
+    """Its weights alone would be taken for SAM3's."""
+    model = tmp_path / "run" / "model"
+    model.mkdir(parents=True)
+    for name in ("segmenter.json", "model.safetensors"):
+        (model / name).touch()
+    assert kind_of(model) == kind_of(str(model)) == "segmenter"
+    known = identity(model)
+    with pytest.raises(InputError, match=r"Did you mean .*model"):
+        kind_of(tmp_path / "run")
+    (model / "model.safetensors").write_bytes(b"others")
+    assert identity(model) != known
+
+
 @pytest.mark.parametrize("typed", ["sam4", "runs/modell", "no/such/folder", "hf:nonsense", "hf:a/b c"])
 def test_what_is_no_model_is_not_asked_for_on_the_internet(typed: str) -> None:
     with pytest.raises(InputError) as caught:

@@ -211,6 +211,8 @@ def test_recipes_and_what_they_refuse(pictures: tuple[Dataset, Path]) -> None:
     assert started(published, "random:mini").optim.groups == ()
     assert started(mini(), "run/model").optim.groups == (("trunk.*", mini().optim.lr / 3),)
     assert with_steps(mini(), 400, "fp32").applied.cooldown == 400
+    shorter = with_steps(published, 400, "bf16")
+    assert (shorter.run.ema, shorter.optim.warmup, shorter.run.precision) == (None, 0, "bf16")
     dataset, _ = pictures
     with pytest.raises(InputError, match="multiple of 16"):
         MedDinov3Recipe(side=40)

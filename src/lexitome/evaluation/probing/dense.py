@@ -60,7 +60,8 @@ def probe(
 
     Returns:
         "targets": name to the interval of its Dice over test cases that show it; "dice": the mean over targets with
-        its interval; "cases" and "pictures" of the test part.
+        its interval; "cases" and "pictures" of the test part; "by_case": stem to its subject and its Dice of each of
+        the targets that "dice" is about (None where it shows none), so that runs can be compared case by case.
     """
     assert len(features.stems) == len(cached.rows), "features of other pictures"
     rows = {part: [i for i, row in enumerate(cached.rows) if row.split == part] for part in ("train", "test")}
@@ -180,7 +181,7 @@ def _scores(
     names = [target.name for target in cached.dataset.targets]
     stems = sorted(counts)
     if not stems:
-        return {"targets": {}, "dice": None, "cases": 0}
+        return {"targets": {}, "dice": None, "cases": 0, "by_case": {}}
     asked, wanted, both = np.moveaxis(np.stack([counts[stem] for stem in stems]), 2, 0)
     with np.errstate(invalid="ignore"):
         dice = np.where(wanted > 0, 2 * both / (asked + wanted), np.nan)
@@ -192,6 +193,8 @@ def _scores(
     return {
         "targets": {names[i]: asdict(found) for i in shown if (found := each[i]) is not None},
         "dice": mean and asdict(mean), "cases": len(stems),
+        "by_case": {stem: {"unit": units[stem], "dice": [round(float(v), 4) if np.isfinite(v) else None for v in row]}
+                    for stem, row in zip(stems, dice[:, own], strict=True)},
     }  # fmt: skip
 
 

@@ -80,6 +80,13 @@ def point_score(truth: Bools, probability: NDArray[np.floating], *, exclusive: b
     return float(value) - 1e-3 * loss / (1 + loss)
 
 
+def shares_right(truth: Bools, probability: NDArray[np.floating], *, exclusive: bool) -> Floats:
+    """(N,) 1 where the class of an image is right, else 0; of several labels the share that is right. Their mean is
+    `accuracy`."""
+    right = _predicted(probability, exclusive=exclusive) == truth
+    return np.asarray(right.all(axis=1) if exclusive else right.mean(axis=1), np.float64)
+
+
 def _predicted(probability: NDArray[np.floating], *, exclusive: bool) -> Bools:
     if not exclusive:
         return probability >= THRESHOLD
