@@ -138,7 +138,7 @@ class SpecialistTask:
         order = np.random.default_rng((self.recipe.seed, epoch)).permutation(len(self.train))
         row = self.train[order[place]]
         rng = np.random.default_rng((self.recipe.seed, step, index, 1))
-        warp = draw_warp(self.cached.traits, rng)
+        warp = draw_warp(self.cached.traits, self.cached.codes[row], rng)
         picture = warp_picture(self.cached.images[row], warp, self.side)
         is_colour = not self.cached.rows[row].stacked and bool((picture[0] != picture[1]).any())
         picture = change_tone(picture, rng, colour=is_colour)
