@@ -1,11 +1,14 @@
 """How long full-size SAM3 takes for a picture and for a further prompt on a CPU: ours beside plain transformers.
 
-    python benchmarks/sam3_speed.py --out FOLDER [--dtype bfloat16 float32] [--side 1008] [--repeats 3] [--model RUN]
+    python benchmarks/sam3_speed.py --out FOLDER [--dtype bfloat16 float32 int8 int8+float32] [--side 1008]
+        [--repeats 3] [--model RUN]
 
 FOLDER gets an official file of full size with random weights (3.4 GB), once. Every row is a process of its own: plain
 `transformers.Sam3Model` and the network that `lexitome segment` uses, from the same file. "picture" is the vision
 encoder, "prompt" all that a further prompt costs on a picture that is encoded, with the features of the words known;
 "bound" is what transformers' products would take if all ran as fast as one of two 4096 x 4096 matrices.
+"int8" is what --precision int8 does (8-bit products in the image trunk, bfloat16 else where the processor has it),
+"int8+float32" what it does on a processor without bfloat16: beside transformers in bfloat16 and in float32.
 "error" is the mean absolute difference from transformers in float32, in units of the mean absolute value.
 
 Then the whole command, `lexitome segment` with one word on a 1008 x 1008 PNG, process start included, the file warm in
@@ -45,7 +48,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lexitome.data.dataset import Dataset
 from lexitome.data.sources.folder import load_dataset
-from lexitome.inference.sam3_loading import WORDS
+from lexitome.inference.sam3_loading import TRUNK, WORDS, chosen_dtype
 from lexitome.inference.sam3_segmenter import Sam3Segmenter
 from lexitome.models.sam3.network import Outputs, Prompts, Sam3Net
 from lexitome.models.sam3.presets import Preset, set_side
@@ -60,6 +63,9 @@ SET = "kvasir_seg"
 LENGTH = 8
 """Tokens of the prompt."""
 MATRIX = 4096
+PLAIN = {"bfloat16": "bfloat16", "float32": "float32"}
+BESIDE = {**PLAIN, "int8": "bfloat16", "int8+float32": "float32"}
+"""The precision of transformers that each of ours is compared with."""
 Who = Literal["transformers", "lexitome"]
 SAID = ("trunk", "semantic")
 
@@ -86,7 +92,7 @@ def main() -> None:
         Tokens.learn([WORD], 600).save(options.folder)
     rows: list[Entry] = []
     for dtype in options.dtypes:
-        for who in ("transformers", "lexitome"):
+        for who in ("transformers", "lexitome") if dtype in PLAIN else ("lexitome",):
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 rows.append(pool.apply(measure, (who, dtype, path, options)))
             print(rows[-1], flush=True)
@@ -101,7 +107,7 @@ def main() -> None:
     result: Entry = {
         **origin(PACKAGES, datasets, seed=0, threads=options.threads),
         "preset": options.preset, "side": options.side, "rows": rows, "ratios": ratios(rows), "bound": bounds(rows),
-        "command_line": whole_command(path, options),
+        "command_line": {each: whole_command(path, each, options) for each in ("auto", "int8")},
     }  # fmt: skip
     if options.model:
         result["masks"] = masks(options, datasets[0])
@@ -114,7 +120,7 @@ def measure(who: Who, dtype: str, path: Path, options: Options) -> Entry:
     torch.set_num_threads(options.threads)
     began = time.perf_counter()
     picture, prompts = question(options.side)
-    encode, ask, text = (plain if who == "transformers" else ours)(path, getattr(torch, dtype), options, prompts)
+    encode, ask, text = (plain if who == "transformers" else ours)(path, dtype, options, prompts)
     loaded = time.perf_counter() - began
     encoding, asking = [], []
     with torch.inference_mode():
@@ -131,7 +137,7 @@ def measure(who: Who, dtype: str, path: Path, options: Options) -> Entry:
             clock.append(time.perf_counter())
             encoding.append(clock[1] - clock[0])
             asking.append(clock[2] - clock[1])
-        speed = products(getattr(torch, dtype))
+        speed = products(getattr(torch, BESIDE[dtype]))
     return {
         "who": who, "dtype": dtype, "load_seconds": loaded,
         "picture_seconds": statistics.median(encoding), "prompt_seconds": statistics.median(asking),
@@ -146,8 +152,9 @@ Parts = tuple[Callable[[Tensor], Any], Callable[[Any, Any], tuple[Tensor, Tensor
 """Encode a picture; ask about it with the features of words, which gives trunk and semantic logits; those features."""
 
 
-def plain(path: Path, dtype: torch.dtype, options: Options, prompts: Prompts) -> Parts:
+def plain(path: Path, precision: str, options: Options, prompts: Prompts) -> Parts:
     """transformers as its documentation says: vision features once, words for each prompt with known text features."""
+    dtype = getattr(torch, precision)
     net = load_sam3(path, dtype=dtype).net.eval()
     if options.side != Sam3Net(net).side:
         set_side(Sam3Net(net), options.side)
@@ -163,12 +170,15 @@ def plain(path: Path, dtype: torch.dtype, options: Options, prompts: Prompts) ->
     )  # fmt: skip
 
 
-def ours(path: Path, dtype: torch.dtype, options: Options, prompts: Prompts) -> Parts:
+def ours(path: Path, precision: str, options: Options, prompts: Prompts) -> Parts:
     """What `inference.sam3_loading` makes of the same file."""
-    net = Sam3Net(load_sam3(path, dtype=dtype, mapped=WORDS).net, geometry_cls=False)
+    eight_bit = precision not in PLAIN
+    dtype = chosen_dtype("int8") if precision == "int8" else getattr(torch, BESIDE[precision])
+    mapped = (*WORDS, TRUNK) if eight_bit else WORDS
+    net = Sam3Net(load_sam3(path, dtype=dtype, mapped=mapped).net, geometry_cls=False)
     if options.side != net.side:
         set_side(net, options.side)
-    quick = quickened(net)
+    quick = quickened(net, eight_bit=eight_bit)
 
     def ask(features: Any, known: Any) -> tuple[Tensor, Tensor]:
         said: Outputs = quick.decode(features, prompts, known)
@@ -220,21 +230,22 @@ def flash_flop(q: Sequence[int], k: Sequence[int], *_: Any, out_shape: Any = Non
 
 
 def ratios(rows: Sequence[Entry]) -> dict[str, Entry]:
-    """Of each precision: how many times quicker ours is than transformers in the same one."""
+    """Of each precision: how many times quicker ours is than transformers in the one of `BESIDE`."""
     by = {(row["dtype"], row["who"]): row for row in rows}
     return {
         dtype: {
-            part: by[dtype, "transformers"][part] / by[dtype, "lexitome"][part]
+            part: by[BESIDE[dtype], "transformers"][part] / by[dtype, "lexitome"][part]
             for part in ("picture_seconds", "prompt_seconds", "peak_mb")
         }
         for dtype in dict.fromkeys(row["dtype"] for row in rows)
+        if {(BESIDE[dtype], "transformers"), (dtype, "lexitome")} <= by.keys()
     }
 
 
 def bounds(rows: Sequence[Entry]) -> dict[str, Entry]:
     """Of each precision: seconds of transformers' products at the speed of a large one, and ours in units of them."""
     by, found = {(row["dtype"], row["who"]): row for row in rows}, {}
-    for dtype in dict.fromkeys(row["dtype"] for row in rows):
+    for dtype in dict.fromkeys(row["dtype"] for row in rows if row["dtype"] in PLAIN):
         them, us = by[dtype, "transformers"], by[dtype, "lexitome"]
         speed = max(them["product_gflops"], us["product_gflops"]) / 1e3
         for part in ("picture", "prompt"):
@@ -247,7 +258,7 @@ def difference(one: NDArray[np.float32], exact: NDArray[np.float32]) -> float:
     return float(np.abs(one - exact).mean() / np.abs(exact).mean())
 
 
-def whole_command(path: Path, options: Options) -> Entry:
+def whole_command(path: Path, precision: str, options: Options) -> Entry:
     """`lexitome segment`, twice: the second run finds the features of the word stored."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
@@ -255,7 +266,8 @@ def whole_command(path: Path, options: Options) -> Entry:
         Image.fromarray(values).save(place / "picture.png")
         command = [
             sys.executable, "-m", "lexitome", "segment", "-i", str(place / "picture.png"), "-o", str(place / "out"),
-            "-t", WORD, "-m", str(path), "--threads", str(options.threads), "--side", str(options.side),
+            "-t", WORD, "-m", str(path), "--threads", str(options.threads),
+            "--side", str(options.side), "--precision", precision,
         ]  # fmt: skip
         environment = {**os.environ, "XDG_CACHE_HOME": str(place / "cache")}
         runs = []
@@ -279,13 +291,14 @@ def masks(options: Options, dataset: Dataset) -> list[Entry]:
     cases = [case for case in dataset.cases if case.split == "test"][: options.pictures]
     word = Query(Text(dataset.targets[0].name))
     assert options.model is not None
-    segmenter = Sam3Segmenter.load(options.model, dtype="float32")
+    segmenter = Sam3Segmenter.load(options.model, precision="float32")
     geometry_cls = segmenter.settings.geometry_cls
     exact = replace(segmenter, net=Sam3Net(load_sam3(options.model).net, geometry_cls=geometry_cls).eval())
     reference = [found(exact, case, word) for case in cases]
     rows = []
-    for dtype in options.dtypes:
-        said = [found(Sam3Segmenter.load(options.model, dtype=dtype), case, word) for case in cases]  # type: ignore[arg-type]
+    for dtype in (dtype for dtype in options.dtypes if "+" not in dtype):
+        loaded = Sam3Segmenter.load(options.model, precision=dtype)  # type: ignore[arg-type] # it checks
+        said = [found(loaded, case, word) for case in cases]
         pairs = [(a, b) for a, b in zip(said, reference, strict=True) if a.any() or b.any()]
         overlaps = [float((a & b).sum() / (a | b).sum()) for a, b in pairs]
         rows.append({
@@ -303,7 +316,7 @@ def parse() -> tuple[Options, Path]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, dest="folder", help="folder for the file, which stays there")
     parser.add_argument("--preset", choices=("full", "small", "tiny"), default="full")
-    parser.add_argument("--dtype", nargs="+", choices=("bfloat16", "float32"), default=("bfloat16", "float32"))
+    parser.add_argument("--dtype", nargs="+", choices=tuple(BESIDE), default=tuple(BESIDE))
     parser.add_argument("--side", type=int, default=1008)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)

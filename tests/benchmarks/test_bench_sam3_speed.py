@@ -10,6 +10,8 @@ pytest.importorskip("transformers")
 sam3_speed = pytest.importorskip("sam3_speed")
 from sam3_load import FILE, write_official  # noqa: E402
 
+from lexitome.models.sam3.eight import is_supported  # noqa: E402
+
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory: pytest.TempPathFactory) -> object:
@@ -39,6 +41,16 @@ def test_both_networks_answer_alike_and_are_timed(options: object, monkeypatch: 
     assert sam3_speed.ratios(rows)["float32"]["prompt_seconds"] > 0
 
 
+@pytest.mark.skipif(not is_supported(), reason="the processor has no 8-bit products (VNNI)")
+def test_8_bit_products_beside_the_precision_they_replace(options: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sam3_speed, "MATRIX", 128)
+    path = options.folder / FILE  # type: ignore[attr-defined]
+    exact = sam3_speed.measure("transformers", "float32", path, options)
+    eight = sam3_speed.measure("lexitome", "int8+float32", path, options)
+    assert 1e-4 < sam3_speed.difference(eight["trunk"], exact["trunk"]) < 0.1
+    assert set(sam3_speed.ratios([exact, eight])) == {"int8+float32"} and not sam3_speed.bounds([eight])
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_are_counted(dtype: torch.dtype) -> None:
     from lexitome.models.sam3.quick import product
@@ -53,5 +65,6 @@ def test_products_are_counted(dtype: torch.dtype) -> None:
 
 
 def test_the_whole_command(options: object) -> None:
-    found = sam3_speed.whole_command(options.folder / FILE, sam3_speed.replace(options, repeats=1))  # type: ignore[attr-defined]
+    place = options.folder / FILE  # type: ignore[attr-defined]
+    found = sam3_speed.whole_command(place, "float32", sam3_speed.replace(options, repeats=1))
     assert found["seconds"] > 0 and found["peak_mb"] > 100

@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 def model_answerer(
-    model: str, command: str, name: str = "", *, policy: str | None = None, side: int | None = None
+    model: str,
+    command: str,
+    name: str = "",
+    *,
+    policy: str | None = None,
+    side: int | None = None,
+    precision: str | None = None,
 ) -> Answerer:
     """A U-Net specialist or several (what `lexitome train unet` wrote), a segmenter of `lexitome train meddinov3`, a
     SAM, a SAM3, or a compact model.
@@ -24,7 +30,7 @@ def model_answerer(
         model: a folder, or else as `models.foundation.kind_of` takes it.
         command: that asks, for messages.
         name: what tables call a specialist, a segmenter or a SAM; the others are called as their cards or weights are.
-        policy, side: of SAM3, see `lexitome segment`.
+        policy, side, precision: of SAM3, see `lexitome segment`.
 
     Raises:
         InputError: no such model, its weights are not here, the packages that it needs are not installed, or it does
@@ -37,7 +43,7 @@ def model_answerer(
     specialist = (folder / "specialist.json").is_file() or any(folder.glob("*/specialist.json"))
     kind = "specialist" if specialist else kind_of(model)
     if kind != "sam3":
-        refuse_sam3_options(model, policy, side)
+        refuse_sam3_options(model, policy, side, precision)
     if specialist:
         need_packages(command)
         from lexitome.recipes.specialist_answers import specialist_answerer
@@ -61,7 +67,7 @@ def model_answerer(
         return sam_answerer(locate(model), name or "sam")
     from lexitome.recipes.sam3_answers import sam3_answerer
 
-    return sam3_answerer(model, policy=policy, side=side)  # type: ignore[arg-type] # it checks
+    return sam3_answerer(model, policy=policy, side=side, precision=precision)  # type: ignore[arg-type] # it checks
 
 
 def taken(specs: Sequence[ProtocolSpec], answerer: Answerer, say: Callable[[str], None]) -> list[ProtocolSpec]:

@@ -13,7 +13,7 @@ import typer
 
 from lexitome.cli.answerers import model_answerer, taken
 from lexitome.cli.console import OK, SOME_FAILED, Console
-from lexitome.cli.options import Debug, PolicyOption, Side
+from lexitome.cli.options import Debug, PolicyOption, PrecisionOption, Side
 from lexitome.errors import InputError
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def evaluate(  # noqa: PLR0913 - the signature is the command line
     model: Model = None,
     policy: PolicyOption = None,
     side: Side = None,
+    precision: PrecisionOption = None,
     predictions: Predictions = None,
     prompts: Prompts = None,
     baselines: Baselines = None,
@@ -131,7 +132,7 @@ def evaluate(  # noqa: PLR0913 - the signature is the command line
     if predictions is not None:
         from lexitome.inference.loading import refuse_sam3_options
 
-        refuse_sam3_options(predictions, policy, side)
+        refuse_sam3_options(predictions, policy, side, precision)
     _check(model, predictions, split, chosen)
     protocols = parse_all(prompts or ["text"])
     datasets = test_sets(data, seed=seed, concept=concept, unit_pattern=unit_pattern)
@@ -139,7 +140,7 @@ def evaluate(  # noqa: PLR0913 - the signature is the command line
     settings = Settings(tolerance, tolerance, limit, save_masks, True, not no_leakage_check, command, quiet)
     asked = _Asked(datasets, protocols, split, seed, jobs, settings)
     problems = asked.run(
-        model_answerer(model or "compact", "evaluate", name, policy=policy, side=side)
+        model_answerer(model or "compact", "evaluate", name, policy=policy, side=side, precision=precision)
         if predictions is None
         else _from_folder(predictions, name, asked),
         out,

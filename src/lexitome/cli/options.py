@@ -64,6 +64,25 @@ Side = Annotated[
 ]
 
 
+class Precision(StrEnum):
+    """Of SAM3's computation."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+
+
+PrecisionOption = Annotated[
+    Precision | None,
+    typer.Option(
+        "--precision",
+        metavar="PRECISION",
+        help="SAM3: float32, bfloat16, int8 (quickest, less exact), or auto: bfloat16 where the processor has it.",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Corners:
     """A box as typed: (x0, y0, x1, y1) or (x0, y0, x1, y1, z0, z1), voxel coordinates."""
@@ -149,6 +168,7 @@ class Settings:
     model: str = "compact"
     policy: Policy | None = None
     side: int | None = None
+    precision: str | None = None
     threads: int | None = None
     fix_slices: bool = False
     overwrite: bool = True

@@ -45,9 +45,7 @@ Start = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a field of the recipe; repeatable.")
 ]
-Cache = Annotated[
-    Path | None, typer.Option("--cache", metavar="DIR", help="Decoded pictures; by default RUN/decoded.")
-]
+Cache = Annotated[Path | None, typer.Option("--cache", metavar="DIR", help="Decoded pictures; by default RUN/decoded.")]
 
 
 @app.command("pretrain")

@@ -60,7 +60,10 @@ def run_jobs(jobs: Sequence[Job], settings: Settings, console: Console) -> int:
     @cache
     def load() -> AnySegmenter:
         """Once, and only when an input could be read: a typo in a path should not wait for weights."""
-        return load_segmenter(settings.model, threads=settings.threads, policy=settings.policy, side=settings.side)
+        return load_segmenter(
+            settings.model, threads=settings.threads, policy=settings.policy, side=settings.side,
+            precision=settings.precision,
+        )  # fmt: skip
 
     if len(jobs) == 1:
         with _progress(console) as show:

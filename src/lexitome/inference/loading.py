@@ -47,19 +47,20 @@ def check_model(model: str | Path) -> None:
         locate(model)
 
 
-def refuse_sam3_options(model: str | Path, policy: str | None, side: int | None) -> None:
+def refuse_sam3_options(model: str | Path, policy: str | None, side: int | None, precision: str | None = None) -> None:
     """
     Raises:
         InputError: one is given, and the model is not SAM3.
     """
-    for option, value in (("--policy", policy), ("--side", side)):
+    for option, value in (("--policy", policy), ("--side", side), ("--precision", precision)):
         if value is not None:
             raise InputError(option, f"is an option of SAM3, which {str(model)!r} is not", "Leave it out.")
 
 
 def load_segmenter(
-    model: str | Path = "compact", *, threads: int | None = None, policy: str | None = None, side: int | None = None
-) -> AnySegmenter:
+    model: str | Path = "compact", *, threads: int | None = None, policy: str | None = None, side: int | None = None,
+    precision: str | None = None,
+) -> AnySegmenter:  # fmt: skip
     """
     Args:
         model: a name of the catalog or of `models.foundation`, a folder or file of weights, `hf:OWNER/NAME`, or the
@@ -67,6 +68,7 @@ def load_segmenter(
         threads: CPU threads; by default every core.
         policy: which of SAM3's answers is the mask, see `models.sam3.settings.Policy`; by default as its weights say.
         side: of the square picture SAM3 sees, in pixels; by default as it was trained.
+        precision: SAM3's, see `sam3_segmenter.Precision`; by default "auto".
 
     Raises:
         InputError: no such model, or its weights are not here; packages are missing; an option it does not have.
@@ -75,7 +77,7 @@ def load_segmenter(
     check_model(model)
     kind = kind_of(model)
     if kind != "sam3":
-        refuse_sam3_options(model, policy, side)
+        refuse_sam3_options(model, policy, side, precision)
     if kind == "compact":
         return Segmenter.load(model, threads=threads)
     try:
@@ -89,4 +91,5 @@ def load_segmenter(
         return DinoVolumeSegmenter.load(model, threads=threads)
     from lexitome.inference.sam3_segmenter import Sam3Segmenter
 
-    return Sam3Segmenter.load(model, threads=threads, policy=policy, side=side)  # type: ignore[arg-type] # it checks
+    chosen: Any = {"policy": policy, "side": side, "precision": precision or "auto"}  # it checks
+    return Sam3Segmenter.load(model, threads=threads, **chosen)

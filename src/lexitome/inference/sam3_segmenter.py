@@ -52,8 +52,9 @@ HELD_BYTES = 512 << 20
 """Of features that are kept of a picture in several windows: 3 at full size in float32."""
 UNMIRRORED = "not averaged with the mirrored picture: SAM3 is asked once"
 
-Dtype = Literal["auto", "float32", "bfloat16"]
-"""Of weights and computation; "auto" is bfloat16 where the processor has instructions for it, else float32."""
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
+"""Of weights and computation; "auto" is bfloat16 where the processor has instructions for it, else float32. "int8" is
+"auto" with 8-bit products in the image trunk (`models.sam3.eight`)."""
 Progress = Callable[[int, int], None]
 """Told (slices done, slices in all) while a volume is decoded."""
 
@@ -321,7 +322,7 @@ class Sam3Segmenter:
             "device": "cpu",
             "torch": torch.__version__,
             "transformers": transformers.__version__,
-            "dtype": str(self.net.dtype).removeprefix("torch."),
+            "dtype": self.net.precision,
             "side": self.net.side,
             "settings": self.settings.to_json(),
             "tracker": self.tracker is not None,
@@ -331,13 +332,13 @@ class Sam3Segmenter:
 
     @staticmethod
     def load(
-        model: str | Path, *, threads: int | None = None, policy: Policy | None = None, dtype: Dtype = "auto",
+        model: str | Path, *, threads: int | None = None, policy: Policy | None = None, precision: Precision = "auto",
         side: int | None = None, cache: Path | None = None,
     ) -> Sam3Segmenter:  # fmt: skip
         """As `inference.sam3_loading.load_sam3_segmenter`."""
         from lexitome.inference.sam3_loading import load_sam3_segmenter
 
-        return load_sam3_segmenter(model, threads=threads, policy=policy, dtype=dtype, side=side, cache=cache)
+        return load_sam3_segmenter(model, threads=threads, policy=policy, precision=precision, side=side, cache=cache)
 
 
 def _click(tracker: Sam3Tracker, sight: Sight, places: Places) -> Plane:

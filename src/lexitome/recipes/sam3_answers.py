@@ -10,7 +10,7 @@ from typing import Any
 from lexitome.data.trained_on import TrainedOn
 from lexitome.evaluation.answering import About, Answer, Kind
 from lexitome.inference.sam3_asking import understand
-from lexitome.inference.sam3_segmenter import Dtype, Sam3Encoded, Sam3Segmenter
+from lexitome.inference.sam3_segmenter import Precision, Sam3Encoded, Sam3Segmenter
 from lexitome.models.sam3.settings import Policy
 from lexitome.prompts import Query, Text
 from lexitome.volume import Volume
@@ -21,20 +21,21 @@ class Sam3Answerer:
     """Asked as `lexitome segment` asks it."""
 
     segmenter: Sam3Segmenter
-    policy: Policy | None = None
+    chosen: str = ""
+    """Options that the user chose; the name ends in them."""
     takes: frozenset[Kind] = frozenset({"text", "label", "box", "point", "exemplar"})
 
     @property
     def name(self) -> str:
         name = Path(self.segmenter.name).name
-        return f"{name} {self.policy}" if self.policy else name
+        return f"{name} {self.chosen}" if self.chosen else name
 
     def provenance(self) -> dict[str, Any]:
         segmenter = self.segmenter
         return {
             "name": self.name, "kind": "sam3", "weights_sha256": segmenter.weights,
             "settings": segmenter.settings.to_json(), "side": segmenter.net.side,
-            "dtype": str(segmenter.net.dtype).removeprefix("torch."),
+            "dtype": segmenter.net.precision,
             "tracker": segmenter.tracker is not None, "licence": segmenter.licence, "duties": segmenter.duties,
             "trained_on": list(segmenter.settings.trained_on),
         }  # fmt: skip
@@ -65,15 +66,16 @@ class Sam3Session:
 
 def sam3_answerer(
     model: str | Path, *, threads: int | None = None, policy: Policy | None = None, side: int | None = None,
-    dtype: Dtype = "float32",
+    precision: Precision | None = None,
 ) -> Sam3Answerer:  # fmt: skip
     """
     Args:
         model: as `inference.sam3_loading.load_sam3_segmenter` takes it.
         policy, side: by default as stored with the weights; a chosen policy is part of the name.
-        dtype: "float32" by default, so that numbers do not depend on the machine.
+        precision: "float32" by default, so that numbers do not depend on the machine; a chosen one is part of the name.
 
     Raises:
         InputError: there are no such weights.
     """
-    return Sam3Answerer(Sam3Segmenter.load(model, threads=threads, policy=policy, side=side, dtype=dtype), policy)
+    segmenter = Sam3Segmenter.load(model, threads=threads, policy=policy, side=side, precision=precision or "float32")
+    return Sam3Answerer(segmenter, " ".join(each for each in (policy, precision) if each))

@@ -17,6 +17,7 @@ import lexitome  # noqa: E402
 from lexitome.cli import main  # noqa: E402
 from lexitome.cli.console import BAD_INPUT, OK  # noqa: E402
 from lexitome.models.foundation import FOUNDATION, WEIGHTS_FOLDER  # noqa: E402
+from lexitome.models.sam3.eight import is_supported  # noqa: E402
 from lexitome.models.sam3.presets import build, config_of  # noqa: E402
 from lexitome.models.sam3.settings import Settings  # noqa: E402
 from lexitome.models.sam3.tokens import Tokens  # noqa: E402
@@ -82,6 +83,18 @@ def test_an_official_file_and_another_size(tiny: Path, fundus: Path, tmp_path: P
     assert segment(*asked, "-o", tmp_path / "a") == OK
     assert segment(*asked, "-o", tmp_path / "b", "--side", "32") == OK
     assert report_of(tmp_path / "b")["model"]["side"] == 32  # type: ignore[index]
+
+
+@pytest.mark.skipif(not is_supported(), reason="the processor has no 8-bit products (VNNI)")
+def test_8_bit_products(tiny: Path, fundus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("-i", fundus, "-o", tmp_path / "out", "-t", "polyp", "--precision", "int8")
+    assert segment(*asked, "-m", tiny, "--no-overwrite") == OK
+    assert report_of(tmp_path / "out")["model"]["dtype"].startswith("int8 and ")  # type: ignore[index]
+    assert segment(*asked[:-1], "float32", "-m", tiny, "--no-overwrite") == BAD_INPUT, "another request"
+    assert segment(*asked, "-m", tiny, "--side", "40") == BAD_INPUT
+    assert "--side" in capsys.readouterr().err
+    assert segment(*asked) == BAD_INPUT  # the built-in model
+    assert "--precision is an option of SAM3" in capsys.readouterr().err.replace(":", "")
 
 
 def test_damaged_weights_are_one_line(

@@ -100,6 +100,11 @@ class Sam3Net(nn.Module):
         """Of what is computed; the weights of words may have another."""
         return _dtype(self.model.detr_encoder)
 
+    @property
+    def precision(self) -> str:
+        """For reports."""
+        return str(self.dtype).removeprefix("torch.")
+
     def recompute_activations(self, on: bool = True) -> None:
         """Keep only the inputs of each layer for the backward pass: far less memory, a third more time."""
         self.recompute = on

@@ -14,17 +14,24 @@ What is done otherwise, all of it exact but for rounding:
 - In bfloat16, attention goes head by head through three plain kernels on rows that stay in the processor's cache: less
   than half the time of torch's flash attention on a CPU without AMX.
 - The projection of pixels for instance masks is applied to the queries instead: hundreds, not tens of thousands.
+
+Not exact: the image trunk's products can be made of 8-bit numbers (`models.sam3.eight`), four fifths of all there is to
+compute for a picture.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lexitome.models.reading import release
+from lexitome.models.sam3.eight import Linear8
 from lexitome.models.sam3.network import Features, Outputs, Prompts, Sam3Net, _blocked, _of_each
 
 Then = Literal["none", "gelu", "relu"]
@@ -85,42 +92,66 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return seen.flatten(2)
 
 
+Projection = Callable[..., Tensor]
+"""`product` with weight and bias, or a `Linear8`."""
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A block of the image trunk. ``weight`` and ``bias`` make q, k, v, the even numbers of each head of q and k before
-    the odd ones; ``cos`` and ``sin`` (tokens of a window, 1, 1, half a head)."""
+    """A block of the image trunk. ``qkv`` makes q, k, v, the even numbers of each head of q and k before the odd ones;
+    ``cos`` and ``sin`` (tokens of a window, 1, 1, half a head)."""
 
-    layer: Any
-    weight: Tensor  # (3 D, D)
-    bias: Tensor
+    norms: tuple[nn.Module, nn.Module]
+    heads: int
+    qkv: Projection
+    out: Projection
+    up: Projection
+    down: Projection
     cos: Tensor
     sin: Tensor
 
     @staticmethod
-    def of(layer: Any, order: Tensor) -> Block:
-        """`order`: of all tokens, as windows have them; blocks with windows know their own."""
-        attention = layer.attention
-        size, dtype = attention.head_dim, attention.q_proj.weight.dtype
+    def of(layer: Any, order: Tensor, dtype: torch.dtype, *, eight_bit: bool = False) -> Block:
+        """Takes the weights of `layer` over. `order`: of all tokens, as windows have them; blocks with windows know
+        their own."""
+
+        def projection(weight: Tensor, bias: Tensor) -> Projection:
+            if eight_bit:
+                return Linear8.of(weight, bias)
+            return partial(product, weight=weight.to(dtype), bias=bias.to(dtype))
+
+        attention, mlp, size = layer.attention, layer.mlp, layer.attention.head_dim
         halves = torch.cat([torch.arange(0, size, 2), torch.arange(1, size, 2)])
         rows = (torch.arange(attention.num_attention_heads)[:, None] * size + halves).flatten()
-        weight = torch.cat([attention.q_proj.weight[rows], attention.k_proj.weight[rows], attention.v_proj.weight])
-        bias = torch.cat([attention.q_proj.bias[rows], attention.k_proj.bias[rows], attention.v_proj.bias])
-        cos, sin = (table[0, :, ::2] for table in layer.rotary_emb(weight, layer.position_ids))
+        query, key, value = attention.q_proj, attention.k_proj, attention.v_proj
+        cos, sin = (table[0, :, ::2] for table in layer.rotary_emb(query.weight, layer.position_ids))
         if not layer.window_size:
             cos, sin = cos[order], sin[order]
-        return Block(layer, weight, bias, *(table[:, None, None].to(dtype).contiguous() for table in (cos, sin)))
+        block = Block(
+            (layer.layer_norm1.to(dtype), layer.layer_norm2.to(dtype)),
+            attention.num_attention_heads,
+            projection(torch.cat([query.weight[rows], key.weight[rows], value.weight]),
+                       torch.cat([query.bias[rows], key.bias[rows], value.bias])),
+            projection(attention.o_proj.weight, attention.o_proj.bias),
+            projection(mlp.fc1.weight, mlp.fc1.bias),
+            projection(mlp.fc2.weight, mlp.fc2.bias),
+            cos[:, None, None].to(dtype).contiguous(),
+            sin[:, None, None].to(dtype).contiguous(),
+        )  # fmt: skip
+        if eight_bit:  # copied all, and may be mapped to a file
+            for linear_layer in (query, key, value, attention.o_proj, mlp.fc1, mlp.fc2):
+                release(linear_layer.weight)
+        layer.attention = layer.mlp = None
+        return block
 
     def __call__(self, x: Tensor) -> Tensor:
         """(N, T, D), window after window."""
-        layer, attention = self.layer, self.layer.attention
         tokens = len(self.cos)
-        qkv = product(layer.layer_norm1(x), self.weight, self.bias).view(
-            -1, tokens, 3, attention.num_attention_heads, attention.head_dim
-        )
+        qkv = self.qkv(self.norms[0](x)).view(-1, tokens, 3, self.heads, x.shape[-1] // self.heads)
         rotate(qkv[:, :, :2], self.cos, self.sin)
         q, k, v = qkv.transpose(1, 3).unbind(2)
-        x = linear(attend(q, k, v).view(x.shape), attention.o_proj, add=x)
-        return linear(linear(layer.layer_norm2(x), layer.mlp.fc1, then="gelu"), layer.mlp.fc2, add=x)
+        x = self.out(attend(q, k, v).view(x.shape), add=x)
+        return self.down(self.up(self.norms[1](x), then="gelu"), add=x)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> None:
@@ -182,31 +213,36 @@ class Enlarging:
 
 
 class QuickSam3(Sam3Net):
-    """A `Sam3Net` for inference alone, made of one that is not used any more: the projections of its trunk are taken
-    over, so that their weights are in memory once.
+    """A `Sam3Net` for inference alone, made of one that is not used any more: the blocks of its trunk are taken over,
+    so that their weights are in memory once.
+
+    Args:
+        eight_bit: the products of the trunk are made of 8-bit numbers; attention and all else keep their precision.
 
     Raises:
         ValueError: windows do not fill the picture (`Sam3Net` pads them).
     """
 
-    def __init__(self, net: Sam3Net) -> None:
+    def __init__(self, net: Sam3Net, *, eight_bit: bool = False) -> None:
         super().__init__(net.model, geometry_cls=net.geometry_cls)
         self.eval().requires_grad_(False)
+        self.eight_bit = eight_bit
         trunk: Any = net.model.vision_encoder.backbone
         cells = net.side // trunk.config.patch_size
         self.order = window_order(cells, trunk.config.window_size)
-        self.blocks = []
         with torch.no_grad():
-            for layer in trunk.layers:
-                self.blocks.append(Block.of(layer, self.order))
-                layer.attention.q_proj = layer.attention.k_proj = layer.attention.v_proj = None
+            self.blocks = [Block.of(layer, self.order, self.dtype, eight_bit=eight_bit) for layer in trunk.layers]
             decoder: Any = net.model.mask_decoder.pixel_decoder
             self.stages = [Enlarging.of(*pair) for pair in zip(decoder.conv_layers, decoder.norms, strict=False)][:2]
+
+    @property
+    def precision(self) -> str:
+        return f"int8 and {super().precision}" if self.eight_bit else super().precision
 
     def encode(self, pictures: Tensor) -> Features:
         """(N, 3, S, S) in -1..1 to what `Known` says, which passes for `Features`."""
         backbone: Any = self.model.vision_encoder.backbone
-        x = backbone.layer_norm(backbone.embeddings(pictures.to(self.blocks[0].weight.dtype)))[:, self.order]
+        x = backbone.layer_norm(backbone.embeddings(pictures.to(self.dtype)))[:, self.order]
         for block in self.blocks:
             x = block(x)
         tokens = torch.empty_like(x)
@@ -290,7 +326,14 @@ def _told(attention: Any, x: Tensor, prompt: Tensor, blocked: Tensor | None) -> 
     return linear(seen.transpose(1, 2).reshape(x.shape), attention.o_proj)
 
 
-def quickened(net: Sam3Net) -> Sam3Net:
-    """`QuickSam3` where windows fill the picture (1008, 672 and 336 pixels of the released model), else as it is."""
+def quickened(net: Sam3Net, *, eight_bit: bool = False) -> Sam3Net:
+    """`QuickSam3` where windows fill the picture (1008, 672 and 336 pixels of the released model), else as it is.
+
+    Raises:
+        ValueError: they do not, and `eight_bit` is asked for.
+    """
     trunk: Any = net.model.vision_encoder.backbone.config
-    return net if net.side // trunk.patch_size % trunk.window_size else QuickSam3(net)
+    fills = net.side // trunk.patch_size % trunk.window_size == 0
+    if not fills and not eight_bit:
+        return net
+    return QuickSam3(net, eight_bit=eight_bit)
