@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from lexitome.recipes.run import Job
 
 UNET = "unet"
+COMPACT = ("compact", "compact-open")
+"""Keys of `recipes.compact.RECIPES`."""
 MINUTES = 30.0
 """Of training, where nobody says how many and the recipe does not either."""
 Minutes = Annotated[
@@ -126,6 +128,9 @@ def _begin(asked: Request, out: Path, cache: Path, *, plan_only: bool) -> None:
     if asked.recipe == UNET:
         _train_specialists(asked, out, cache, plan_only=plan_only)
         return
+    if asked.minutes is not None and asked.recipe in (*train_sam3.NAMES, *COMPACT):
+        remedy = "Leave it out, or shorten the run: --set run.steps=1000 (of sam3 and medical-sam3 --set epochs=2)."
+        raise InputError("--minutes", f"{asked.recipe} has a length of its own", remedy)
     if not plan_only:
         _refuse_old_run(out)
     if asked.recipe in train_sam3.NAMES:

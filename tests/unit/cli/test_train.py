@@ -320,6 +320,8 @@ def test_a_plan_writes_nothing(data: Path, tmp_path: Path, capsys: pytest.Captur
     (["--resume", "--concept", "polyp"], "--resume takes data and settings from the run"),
     (["--data", "{data}", "--resume"], "--resume takes data and settings from the run"),
     (["--data", "{data}", "--minutes", "0"], "--minutes"),
+    (["compact", "--data", "{data}", "--minutes", "5"], "a length of its own"),
+    (["small-sam3", "--data", "{data}", "--minutes", "5"], "a length of its own"),
 ])  # fmt: skip
 def test_one_line_says_what_is_wrong_and_what_to_do(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], part: str

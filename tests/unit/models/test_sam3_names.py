@@ -14,8 +14,9 @@ pytest.importorskip("transformers")
 
 from torch import Tensor  # noqa: E402
 
+from lexitome.errors import some  # noqa: E402
 from lexitome.models.sam3.conversion import left_out, to_official, to_ours  # noqa: E402
-from lexitome.models.sam3.names import layout, prefixed, relations, some, unwrapped  # noqa: E402
+from lexitome.models.sam3.names import layout, prefixed, relations, unwrapped  # noqa: E402
 
 KEYS = Path(__file__).resolve().parents[4] / "shared" / "reference" / "sam3_keys"
 needs_keys = pytest.mark.skipif(not KEYS.is_dir(), reason=f"the official names are not at {KEYS}")
