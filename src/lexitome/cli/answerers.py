@@ -39,12 +39,10 @@ def model_answerer(
     from lexitome.inference.loading import check_model, refuse_sam3_options
     from lexitome.models.foundation import kind_of, locate
 
-    folder = Path(model)
-    specialist = (folder / "specialist.json").is_file() or any(folder.glob("*/specialist.json"))
-    kind = "specialist" if specialist else kind_of(model)
+    folder, kind = Path(model), kind_of(model)
     if kind != "sam3":
         refuse_sam3_options(model, policy, side, precision)
-    if specialist:
+    if kind == "specialist":
         need_packages(command)
         from lexitome.recipes.specialist_answers import specialist_answerer
 

@@ -40,9 +40,10 @@ def check_model(model: str | Path) -> None:
     if (kind := kind_of(model)) == "dinov3":
         remedy = f"Teach it your own targets: lexitome train meddinov3 --start {model} --data DIR"
         raise InputError(f"model {str(model)!r}", "is an encoder, which finds nothing by itself", remedy)
-    if kind == "sam":
+    baselines = {"sam": "SAM takes boxes alone, and", "specialist": "a U-Net of one set"}
+    if kind in baselines:
         remedy = f"Choose another model, or type: lexitome evaluate --model {model}"
-        raise InputError(f"model {str(model)!r}", "SAM takes boxes alone, and serves as a baseline only", remedy)
+        raise InputError(f"model {str(model)!r}", f"{baselines[kind]} serves as a baseline only", remedy)
     if str(model) in FOUNDATION:
         locate(model)
 

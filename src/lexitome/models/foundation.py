@@ -19,8 +19,9 @@ from lexitome.errors import InputError
 from lexitome.models import hub
 from lexitome.models.catalog import CATALOG, FILES, find_model
 
-Kind = Literal["compact", "sam3", "sam", "dinov3", "segmenter"]
-"""A segmenter is a network for fixed targets, with a DINOv3 encoder (`lexitome train meddinov3`)."""
+Kind = Literal["compact", "sam3", "sam", "dinov3", "segmenter", "specialist"]
+"""A segmenter is a network for fixed targets, with a DINOv3 encoder (`lexitome train meddinov3`); a specialist is a
+U-Net for those of one set (`lexitome train unet`), in a folder of its own or in a folder of several."""
 WEIGHTS_FOLDER = "LEXITOME_WEIGHTS"
 SAM_LICENCE = "SAM License"
 DINO_LICENCE = "DINOv3 License"
@@ -28,6 +29,8 @@ TENSOR_FILES = (".safetensors", ".pt", ".pth", ".ckpt", ".bin")
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 SEGMENTER = "segmenter.json"
 """The card of a segmenter (`inference.dinov3_card`)."""
+SPECIALIST = "specialist.json"
+"""The card of a specialist (`recipes.specialist`)."""
 DINO_TYPE = "dinov3_vit"
 """`model_type` in configurations of transformers."""
 _DINO_MARKS = (
@@ -189,6 +192,8 @@ def _of_folder(path: Path) -> Kind | None:
     """By what it holds; None of a compact model, and where there are no weights."""
     if (path / SEGMENTER).is_file():
         return "segmenter"
+    if (path / SPECIALIST).is_file() or any(path.glob(f"*/{SPECIALIST}")):
+        return "specialist"
     if (path / FILES[0]).is_file():
         return None
     stored = str(read_config(path).get("model_type", ""))

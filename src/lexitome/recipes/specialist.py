@@ -39,6 +39,7 @@ from lexitome.data.trained_on import FILE, fingerprints
 from lexitome.data.traits import traits_of
 from lexitome.errors import InputError
 from lexitome.io.atomic import replacing
+from lexitome.models.foundation import SPECIALIST
 from lexitome.recipes.finetune import steps_for
 from lexitome.training import checkpoint
 from lexitome.training.dense import Batch, TargetScores, judged_of, known_of, masks_of, pairs, region_terms, row_at
@@ -49,7 +50,7 @@ from lexitome.training.progress import LOG, read_log
 from lexitome.training.validation import USUAL_SIDE
 
 K = TypeVar("K")
-CARD, PLAN, WEIGHTS = "specialist.json", "recipe.json", "model.safetensors"
+CARD, PLAN, WEIGHTS = SPECIALIST, "recipe.json", "model.safetensors"
 NetworkName = Literal["UNet", "BasicUNet"]
 Say = Callable[[str], None]
 SIDE_STEP = 32

@@ -12,7 +12,7 @@ import pytest
 from lexitome.errors import InputError
 from lexitome.inference.loading import check_model, load_segmenter
 from lexitome.inference.segmenter import Segmenter
-from lexitome.models.foundation import WEIGHTS_FOLDER
+from lexitome.models.foundation import WEIGHTS_FOLDER, kind_of
 from lexitome.prompts import Box, Query, Text
 from lexitome.volume import Volume
 
@@ -46,6 +46,16 @@ def test_missing_weights_are_said_before_anything_is_read(name: str) -> None:
 def test_sam_is_a_baseline_only() -> None:
     with pytest.raises(InputError, match=r"boxes alone.*lexitome evaluate"):
         check_model("sam")
+
+
+def test_so_are_specialists(tmp_path: Path) -> None:
+    card = tmp_path / "several" / "polyps" / "specialist.json"
+    card.parent.mkdir(parents=True)
+    card.touch()
+    for folder in (card.parent, card.parent.parent):
+        assert kind_of(folder) == "specialist"
+        with pytest.raises(InputError, match=r"a baseline only.*lexitome evaluate"):
+            check_model(folder)
 
 
 def test_without_the_packages_the_message_says_what_to_install(tmp_path: Path) -> None:
