@@ -77,7 +77,7 @@ def test_from_start_to_end_and_again_without_asking(run: Path, external: Path, t
     result = small_sam3.measure(asked, out, document)
     assert result == json.loads(out.read_text()) and str(tmp_path) not in out.read_text()
     about = result["trained"]
-    assert (about["side"], about["steps"], about["pictures"], about["prompts"]) == (64, 2, 4, "text")
+    assert (about["side"], about["steps"], about["pictures"], about["prompts"]) == (64, 2, 4, "mixed")
     assert about["minutes"] > 0 and set(about["sets"]) == {NUCLEI, BRAIN} and about["parameters"] > 10_000
     tried = {entry["policy"]: entry for entry in result["policies"]["tried"]}
     assert tuple(tried) == POLICIES and result["policies"]["cases"] == 2
