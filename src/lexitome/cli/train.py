@@ -189,11 +189,9 @@ def _continue(out: Path, cache: Path) -> None:
     from lexitome.recipes import run
     from lexitome.recipes.machine import usable_cores
 
-    if train_sam3.is_run(out):
-        train_sam3.go_on(out, cache, _say)
-        return
-    if train_meddinov3.is_run(out):
-        train_meddinov3.go_on(out, cache, _say)
+    others = {train_sam3.KIND: train_sam3.go_on, train_meddinov3.KIND: train_meddinov3.go_on}
+    if (kind := run.kind_of_run(out)) in others:
+        others[kind](out, cache, _say)
         return
     if any(out.glob(f"*/{run.RECIPE}")) and not (out / run.RECIPE).is_file():
         raise InputError(out, "holds specialists", "Type the command that began them again: it continues them.")

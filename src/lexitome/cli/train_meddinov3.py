@@ -62,17 +62,6 @@ def begin(asked: Request, out: Path, cache: Path, say: Say, *, plan_only: bool) 
         _finish(job, task, out, say)
 
 
-def is_run(out: Path) -> bool:
-    """Whether a folder holds a run of a recipe of MedDINOv3's segmenter."""
-    from lexitome.recipes.run import RECIPE
-
-    try:
-        stored = json.loads((out / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(stored, dict) and stored.get("kind") == KIND
-
-
 def go_on(out: Path, cache: Path, say: Say) -> None:
     """Continue the run in a folder."""
     from lexitome.data.sources.find import find_sets

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NAMES = ("sam3", "medical-sam3", "small-sam3")
 """Keys of `recipes.sam3.RECIPES`, here because importing that takes seconds."""
+KIND = "sam3"
+"""Of its jobs."""
 
 Say = Callable[[str], None]
 
@@ -47,17 +49,6 @@ def begin(asked: Request, out: Path, cache: Path, say: Say, *, plan_only: bool) 
         job.save(out)
         sam3_run.train(job, source, ready, out, again=False)
         _finish(job, source, out, say)
-
-
-def is_run(out: Path) -> bool:
-    """Whether a folder holds a run of a recipe of SAM3."""
-    from lexitome.recipes.run import RECIPE
-
-    try:
-        stored = json.loads((out / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(stored, dict) and stored.get("kind") == "sam3"
 
 
 def go_on(out: Path, cache: Path, say: Say) -> None:

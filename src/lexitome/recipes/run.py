@@ -101,8 +101,17 @@ def save_job(job: Any, folder: Path) -> None:
         temporary.write_text(json.dumps(asdict(job), indent=1), encoding="utf-8")
 
 
-def load_job(kind: type[J], folder: Path) -> J:
-    """The job of a run folder.
+def kind_of_run(folder: Path) -> str:
+    """What `kind` says in the job of a run folder; "" where there is none, or no such word in it."""
+    try:
+        stored = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(stored.get("kind", "")) if isinstance(stored, dict) else ""
+
+
+def load_job(kind: type[J], folder: Path, command: str = "lexitome train") -> J:
+    """The job of a run folder. `command` is what writes such jobs.
 
     Raises:
         InputError: there is none, or it was written by another version.
@@ -111,10 +120,10 @@ def load_job(kind: type[J], folder: Path) -> J:
     try:
         return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        remedy = "Name the folder of a run (-o of lexitome train), or begin one with --data."
+        remedy = f"Name the folder of a run (-o of {command}), or begin one with --data."
         raise InputError(folder, "holds no run to continue", remedy) from error
     except (ValueError, ValidationError) as error:
-        cause = f"is not a recipe of this version ({str(error).splitlines()[0]})"
+        cause = f"is not a recipe of {command} of this version ({str(error).splitlines()[0]})"
         raise InputError(path, cause, "Start again in another folder.") from error
 
 
