@@ -111,7 +111,7 @@ def own_sets(job: Sam3Job, options: Options) -> list[Dataset]:
         InputError: one is not there, or was changed since.
     """
     data = tuple(map(str, options.data)) or job.data
-    found = find_sets(data, seed=job.recipe.seed, concept=job.concept, unit_pattern=job.unit_pattern)
+    found = find_sets(data, concept=job.concept, unit_pattern=job.unit_pattern)
     names = {path.stem for path in (options.run / "splits").glob("*.json")}
     missing = sorted(names - {dataset.name for dataset in found})
     if missing:

@@ -189,13 +189,13 @@ def changed_start(job: Job) -> str | None:
     return None if now == before else f"has other weights now (sha256 {now[:12]}, then {before[:12]})"
 
 
-def find_datasets(job: Job, seed: int = 0) -> list[Dataset]:
+def find_datasets(job: Job) -> list[Dataset]:
     """Every dataset that the data folders are or hold.
 
     Raises:
         InputError: a folder cannot be read, two sets have one name, or licences leave nothing.
     """
-    found = find_sets(job.data, seed=seed, concept=job.concept, unit_pattern=job.unit_pattern)
+    found = find_sets(job.data, concept=job.concept, unit_pattern=job.unit_pattern)
     if job.recipe.open_only:
         found = [dataset for dataset in found if permits_commercial_use(dataset)]
     if not found:
