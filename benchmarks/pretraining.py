@@ -98,8 +98,8 @@ def measure(options: Options, out: Path, document: Path, say: Callable[[str], No
     ours = {typed: name for name, typed in encoders.items()}
     with claimed(options.work):
         classes, outlines = (options.work / part for part in ("classes", "outlines"))
-        material = open_data([options.classify], classes, seed=0)
-        annotated = open_data([options.data / name for name in options.sets], outlines, seed=0)
+        material = open_data([options.classify], classes)
+        annotated = open_data([options.data / name for name in options.sets], outlines)
         recipe = ProbeRecipe(tuple(encoders.values()), (options.class_side,), ("knn", "linear"), draws=options.draws,
                              seed=job.recipe.seed)  # fmt: skip
         entries = _probed(recipe, material, classes, options, say)

@@ -32,7 +32,7 @@ from provenance import DATA, RESULTS, ROOT, Entry, origin, read_json, rounded, w
 from small_sam3_text import AFTER, BEFORE, EXTERNAL, METRIC, OWN, SUBSETS, VOLUMES, as_markdown, line
 from specialists import leaks, trained_seconds
 
-from lexitome.cli.train_sam3 import is_run
+from lexitome.cli.train_sam3 import KIND
 from lexitome.data.dataset import Dataset
 from lexitome.data.sources.find import find_sets
 from lexitome.errors import InputError
@@ -48,7 +48,7 @@ from lexitome.io.atomic import replacing
 from lexitome.models.sam3.settings import Policy
 from lexitome.models.sam3.weights import SIDECAR
 from lexitome.recipes.machine import usable_cores
-from lexitome.recipes.run import MODEL, claimed, prepare_splits
+from lexitome.recipes.run import MODEL, claimed, kind_of_run, prepare_splits
 from lexitome.recipes.sam3_answers import Sam3Answerer, sam3_answerer
 from lexitome.recipes.sam3_run import BEFORE as START
 from lexitome.recipes.sam3_run import Sam3Job
@@ -91,7 +91,7 @@ def finished_job(run: Path) -> Sam3Job:
     Raises:
         InputError: it holds no finished run of SAM3 from random weights.
     """
-    if not is_run(run):
+    if kind_of_run(run) != KIND:
         raise InputError(run, "holds no run of SAM3", "Make one: lexitome train small-sam3 --data DIR -o RUN.")
     job = Sam3Job.load(run)
     if not job.recipe.is_new:
@@ -111,7 +111,7 @@ def own_sets(job: Sam3Job, options: Options) -> list[Dataset]:
         InputError: one is not there, or was changed since.
     """
     data = tuple(map(str, options.data)) or job.data
-    found = find_sets(data, seed=job.recipe.seed, concept=job.concept, unit_pattern=job.unit_pattern)
+    found = find_sets(data, concept=job.concept, unit_pattern=job.unit_pattern)
     names = {path.stem for path in (options.run / "splits").glob("*.json")}
     missing = sorted(names - {dataset.name for dataset in found})
     if missing:

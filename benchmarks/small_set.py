@@ -223,7 +223,7 @@ def said(output: str, start: str) -> list[str]:
 def unet_task(options: Options) -> SpecialistTask:
     """The pictures that the run of Lexitome decoded, shown at its side, with its parts."""
     job = Job.load(options.run)
-    (dataset,) = prepare_splits(find_datasets(job, job.recipe.seed), options.run, resume=True)
+    (dataset,) = prepare_splits(find_datasets(job), options.run, resume=True)
     traits = job.traits[dataset.name]
     recipe = SpecialistRecipe(
         side=getattr(job.recipe.sampling.high, traits.size).side,

@@ -49,6 +49,6 @@ def _export(run: Path, out: Path, stored: Stored, cache: Path) -> None:
     from lexitome.recipes import run as runs
 
     job = runs.Job.load(run)
-    datasets = runs.prepare_splits(runs.find_datasets(job, job.recipe.seed), run, resume=True)
+    datasets = runs.prepare_splits(runs.find_datasets(job), run, resume=True)
     source = runs.open_source(job, datasets, cache, print)
     runs.export(job, source, run, out, stored.value)

@@ -97,7 +97,7 @@ def probe(  # noqa: PLR0913 - the signature is the command line
     from lexitome.evaluation.probing.tables import TABLE
     from lexitome.recipes.probe import open_data, run
 
-    material = open_data(data, out, seed=recipe.seed, concept=concept, unit_pattern=unit_pattern)
+    material = open_data(data, out, concept=concept, unit_pattern=unit_pattern)
     for dataset in (*(each.dataset for each in material.classified), *material.annotated):
         for finding in dataset.findings:
             _say(f"{finding.topic:<12} {dataset.name}: {finding.cause}")

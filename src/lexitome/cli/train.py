@@ -168,7 +168,7 @@ def _train_specialists(asked: Request, out: Path, cache: Path, *, plan_only: boo
 
     recipe = override(SpecialistRecipe(), asked.settings)
     fixed = sets(asked.settings, "run.steps")
-    datasets = find_sets(_paths(asked), seed=recipe.seed, concept=asked.concept, unit_pattern=asked.unit_pattern)
+    datasets = find_sets(_paths(asked), concept=asked.concept, unit_pattern=asked.unit_pattern)
     if plan_only:
         _say(json.dumps(asdict(recipe), indent=1))
         return
@@ -189,11 +189,9 @@ def _continue(out: Path, cache: Path) -> None:
     from lexitome.recipes import run
     from lexitome.recipes.machine import usable_cores
 
-    if train_sam3.is_run(out):
-        train_sam3.go_on(out, cache, _say)
-        return
-    if train_meddinov3.is_run(out):
-        train_meddinov3.go_on(out, cache, _say)
+    others = {train_sam3.KIND: train_sam3.go_on, train_meddinov3.KIND: train_meddinov3.go_on}
+    if (kind := run.kind_of_run(out)) in others:
+        others[kind](out, cache, _say)
         return
     if any(out.glob(f"*/{run.RECIPE}")) and not (out / run.RECIPE).is_file():
         raise InputError(out, "holds specialists", "Type the command that began them again: it continues them.")
@@ -203,7 +201,7 @@ def _continue(out: Path, cache: Path) -> None:
             _say(f"start        {job.recipe.start} {changed}: the run goes on with its own weights")
         threads = job.recipe.run.threads and min(job.recipe.run.threads, usable_cores())  # this may be another computer
         job = replace(job, recipe=replace(job.recipe, run=replace(job.recipe.run, threads=threads)))
-        datasets = run.prepare_splits(run.find_datasets(job, job.recipe.seed), out, resume=True)
+        datasets = run.prepare_splits(run.find_datasets(job), out, resume=True)
         source = run.open_source(job, datasets, cache, _say)
         _finish(job, source, run.empty_model(job.recipe), out, resume=True)
 
@@ -221,7 +219,7 @@ def _listed(asked: Request) -> tuple[Job, list[Dataset]]:
     recipe = RECIPES[asked.recipe]()
     recipe = override(replace(recipe, start=asked.start or recipe.start), asked.settings)
     job = run.Job(recipe, _paths(asked), asked.concept, asked.unit_pattern)
-    return job, run.find_datasets(job, recipe.seed)
+    return job, run.find_datasets(job)
 
 
 def _planned(asked: Request) -> tuple[Job, list[Dataset]]:
@@ -234,7 +232,7 @@ def _planned(asked: Request) -> tuple[Job, list[Dataset]]:
 
     tried = override(CompactRecipe(""), asked.settings)  # a typing error shows before the data are read
     job = run.Job(tried, _paths(asked), asked.concept, asked.unit_pattern)
-    datasets = run.find_datasets(job, tried.seed)
+    datasets = run.find_datasets(job)
     name = "-".join(d.name for d in datasets[:3])
     plan = plan_finetune(datasets, asked.start or "compact", name, this_machine(), asked.settings)
     plan = run.agree(plan)  # each process has asked how much memory is free

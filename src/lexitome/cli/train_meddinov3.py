@@ -40,7 +40,7 @@ def begin(asked: Request, out: Path, cache: Path, say: Say, *, plan_only: bool) 
         say(json.dumps(asdict(recipe), indent=1))
         return
     data = tuple(str(path.resolve()) for path in asked.data)
-    found = find_sets(data, seed=recipe.seed, concept=asked.concept, unit_pattern=asked.unit_pattern)
+    found = find_sets(data, concept=asked.concept, unit_pattern=asked.unit_pattern)
     job = meddinov3_run.MedDinov3Job(recipe, data, asked.concept, asked.unit_pattern)
     dataset = meddinov3_run.the_one(found)
     with run.claimed(out):
@@ -62,17 +62,6 @@ def begin(asked: Request, out: Path, cache: Path, say: Say, *, plan_only: bool) 
         _finish(job, task, out, say)
 
 
-def is_run(out: Path) -> bool:
-    """Whether a folder holds a run of a recipe of MedDINOv3's segmenter."""
-    from lexitome.recipes.run import RECIPE
-
-    try:
-        stored = json.loads((out / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(stored, dict) and stored.get("kind") == KIND
-
-
 def go_on(out: Path, cache: Path, say: Say) -> None:
     """Continue the run in a folder."""
     from lexitome.data.sources.find import find_sets
@@ -80,7 +69,7 @@ def go_on(out: Path, cache: Path, say: Say) -> None:
 
     job = meddinov3_run.MedDinov3Job.load(out)
     with run.claimed(out):
-        found = find_sets(job.data, seed=job.recipe.seed, concept=job.concept, unit_pattern=job.unit_pattern)
+        found = find_sets(job.data, concept=job.concept, unit_pattern=job.unit_pattern)
         (dataset,) = run.prepare_splits([meddinov3_run.the_one(found)], out, resume=True)
         task = meddinov3_run.task_of(job, meddinov3_run.open_shelf(job, dataset, cache, say))
         meddinov3_run.train(job, task, meddinov3_run.again(job, task), out, resume=True)

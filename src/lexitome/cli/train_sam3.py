@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 NAMES = ("sam3", "medical-sam3", "small-sam3")
 """Keys of `recipes.sam3.RECIPES`, here because importing that takes seconds."""
+KIND = "sam3"
+"""Of its jobs."""
 
 Say = Callable[[str], None]
 
@@ -34,7 +36,7 @@ def begin(asked: Request, out: Path, cache: Path, say: Say, *, plan_only: bool) 
         say(json.dumps(asdict(recipe), indent=1))
         return
     data = tuple(str(path.resolve()) for path in asked.data)
-    datasets = find_sets(data, seed=recipe.seed, concept=asked.concept, unit_pattern=asked.unit_pattern)
+    datasets = find_sets(data, concept=asked.concept, unit_pattern=asked.unit_pattern)
     with run.claimed(out):
         datasets = run.prepare_splits(datasets, out, resume=False)
         job = sam3_run.Sam3Job(recipe, data, asked.concept, asked.unit_pattern)
@@ -49,17 +51,6 @@ def begin(asked: Request, out: Path, cache: Path, say: Say, *, plan_only: bool) 
         _finish(job, source, out, say)
 
 
-def is_run(out: Path) -> bool:
-    """Whether a folder holds a run of a recipe of SAM3."""
-    from lexitome.recipes.run import RECIPE
-
-    try:
-        stored = json.loads((out / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(stored, dict) and stored.get("kind") == "sam3"
-
-
 def go_on(out: Path, cache: Path, say: Say) -> None:
     """Continue the run in a folder."""
     from lexitome.data.sources.find import find_sets
@@ -67,7 +58,7 @@ def go_on(out: Path, cache: Path, say: Say) -> None:
 
     job = sam3_run.Sam3Job.load(out)
     with run.claimed(out):
-        found = find_sets(job.data, seed=job.recipe.seed, concept=job.concept, unit_pattern=job.unit_pattern)
+        found = find_sets(job.data, concept=job.concept, unit_pattern=job.unit_pattern)
         source = sam3_run.open_source(job, run.prepare_splits(found, out, resume=True), cache, say)
         sam3_run.train(job, source, sam3_run.resume(job, out), out, again=True)
         _finish(job, source, out, say)

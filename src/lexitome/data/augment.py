@@ -13,16 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional as F
 
-from lexitome.data.dataset import UNKNOWN_CODE
 from lexitome.data.traits import SetTraits
-
-CLOSE_UP = 0.3
-"""Of the pictures that have no way up, the part that is framed anew on what is annotated in it: cameras elsewhere
-come nearer or less near, and a training set shows the habit of one."""
-FRAMED = (0.3, 0.95)
-"""What the annotated takes of a close-up's side."""
-NEAREST = 0.25
-"""Of the picture's side, what a close-up shows at least; nearer, pixels would be made up."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,35 +23,20 @@ class Warp:
     matrix: Tensor
 
 
-def draw_warp(traits: SetTraits, codes: NDArray[np.generic], rng: np.random.Generator) -> Warp:
+def draw_warp(traits: SetTraits, rng: np.random.Generator) -> Warp:
     """Zoom (a little anisotropic), shift, rotation, and the flips that the traits allow. A camera comes near or stays
-    far (0.64 to 1.57, and `CLOSE_UP`), a scanner's table hardly does (0.74 to 1.28). `codes`: (H, W) of the picture."""
+    far (0.64 to 1.57), a scanner's table hardly does (0.74 to 1.28)."""
     angle = rng.uniform(-math.pi, math.pi) if traits.rotate and rng.random() < 0.5 else rng.normal(0, math.radians(8))
     nearest, farthest = (-0.45, 0.45) if traits.rotate else (-0.3, 0.25)
-    centre, side = np.zeros(2), float(np.exp(rng.uniform(nearest, farthest)))
-    if traits.rotate and rng.random() < CLOSE_UP:
-        centre, side = _close_up(codes, rng) or (centre, side)
-    zoom = side * np.exp(rng.normal(0, 0.06, 2))
+    zoom = np.exp(rng.uniform(nearest, farthest) + rng.normal(0, 0.06, 2))
     if traits.mirror and rng.random() < 0.5:
         zoom[0] = -zoom[0]
     if traits.rotate and rng.random() < 0.5:
         zoom[1] = -zoom[1]
-    shift = centre + rng.normal(0, 0.1, 2) * min(1.0, side)
+    shift = rng.normal(0, 0.1, 2)
     cos, sin = math.cos(angle), math.sin(angle)
     rows = [[cos * zoom[0], -sin * zoom[1], shift[0]], [sin * zoom[0], cos * zoom[1], shift[1]]]
     return Warp(torch.tensor(rows, dtype=torch.float32))
-
-
-def _close_up(codes: NDArray[np.generic], rng: np.random.Generator) -> tuple[NDArray[np.float64], float] | None:
-    """Centre (x, y in -1..1) and side (1 is the whole picture) of a view that what is annotated fills as `FRAMED` says;
-    None if that is no nearer."""
-    annotated = (codes != 0) & (codes != UNKNOWN_CODE)
-    if not annotated.any():
-        return None
-    spans = [np.flatnonzero(annotated.any(axis)) for axis in (0, 1)]
-    ends = np.array([(span[0], span[-1] + 1) for span in spans]) / np.array(codes.shape[::-1])[:, None]
-    side = float((ends[:, 1] - ends[:, 0]).max()) / rng.uniform(*FRAMED)
-    return (ends.sum(1) - 1.0, max(side, NEAREST)) if side < 1.0 else None
 
 
 def warp_picture(picture: NDArray[np.uint8], warp: Warp, side: int) -> Tensor:

@@ -187,7 +187,7 @@ class BatchSource:
         which = int(rng.choice(len(self.sets), p=self.set_chance[draw.size]))
         cached, traits = self.sets[which], self.traits[which]
         index = int(rng.choice(self.rows[which], p=self.row_chance[which]))
-        row, warp = cached.rows[index], draw_warp(traits, cached.codes[index], rng)
+        row, warp = cached.rows[index], draw_warp(traits, rng)
         codes = warp_labels(cached.codes[index], warp, draw.side)
         area = _areas(_annotated(cached, row), codes)
         if not self.negatives and not any(area.values()):

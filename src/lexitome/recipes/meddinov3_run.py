@@ -8,14 +8,12 @@ model/        `segmenter.json`, `model.safetensors`, `trained_on.npz`: what `--m
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 
 from lexitome.data.cache import open_cache
@@ -40,7 +38,7 @@ from lexitome.models.dinov3.weights import GET, load_dinov3
 from lexitome.models.foundation import FOUNDATION, locate
 from lexitome.recipes.finetune import steps_for
 from lexitome.recipes.meddinov3 import RANDOM, MedDinov3Recipe, with_steps
-from lexitome.recipes.run import MODEL, RECIPE
+from lexitome.recipes.run import MODEL, load_job, save_job
 from lexitome.training import checkpoint
 from lexitome.training.dense import exclusive
 from lexitome.training.engine import FitResult, Precision, fit
@@ -82,23 +80,12 @@ class MedDinov3Job:
     kind: Literal["meddinov3"] = "meddinov3"
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / RECIPE) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        save_job(self, folder)
 
     @staticmethod
     def load(folder: Path) -> MedDinov3Job:
-        """The job of a run folder.
-
-        Raises:
-            InputError: it was written by another version.
-        """
-        path = folder / RECIPE
-        try:
-            return TypeAdapter(MedDinov3Job).validate_python(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, ValidationError) as error:
-            cause = f"is not a recipe of this version ({str(error).splitlines()[0]})"
-            raise InputError(path, cause, "Start again in another folder.") from error
+        """As `recipes.run.load_job`."""
+        return load_job(MedDinov3Job, folder)
 
 
 def check_start(recipe: MedDinov3Recipe) -> None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import DINOv3ViTConfig
 
@@ -34,7 +33,7 @@ from lexitome.models.dinov3.heads import build_head
 from lexitome.models.dinov3.presets import build, config_of
 from lexitome.models.dinov3.weights import load_dinov3, save_folder
 from lexitome.recipes.pretrain import PretrainRecipe, Stage
-from lexitome.recipes.run import MODEL, RECIPE
+from lexitome.recipes.run import MODEL, load_job, save_job
 from lexitome.training import checkpoint
 from lexitome.training.engine import fit
 from lexitome.training.parallel import assemble
@@ -64,26 +63,12 @@ class PretrainJob:
     kind: Literal["pretrain"] = "pretrain"
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / RECIPE) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        save_job(self, folder)
 
     @staticmethod
     def load(folder: Path) -> PretrainJob:
-        """The job of a run folder.
-
-        Raises:
-            InputError: there is none, or it is of another version or another kind of run.
-        """
-        path = folder / RECIPE
-        try:
-            return TypeAdapter(PretrainJob).validate_python(json.loads(path.read_text(encoding="utf-8")))
-        except OSError as error:
-            remedy = "Name the folder of a run (-o of lexitome pretrain), or begin one with --data."
-            raise InputError(folder, "holds no run to continue", remedy) from error
-        except (ValueError, ValidationError) as error:
-            cause = f"is not a recipe of pretraining of this version ({str(error).splitlines()[0]})"
-            raise InputError(path, cause, "Start again in another folder.") from error
+        """As `recipes.run.load_job`."""
+        return load_job(PretrainJob, folder, "lexitome pretrain")
 
 
 def open_source(job: PretrainJob, cache: Path, say: Say) -> list[Pictures]:

@@ -147,9 +147,7 @@ class Setting:
             )  # fmt: skip
 
 
-def open_data(
-    paths: Sequence[Path], out: Path, *, seed: int, concept: str = "", unit_pattern: str | None = None
-) -> Material:
+def open_data(paths: Sequence[Path], out: Path, *, concept: str = "", unit_pattern: str | None = None) -> Material:
     """The sets that folders are or hold; who is in which part is stored in `out`, or as it was stored there.
 
     Raises:
@@ -159,9 +157,9 @@ def open_data(
     for path in paths:
         inside = sorted(each for each in path.iterdir() if each.is_dir()) if path.is_dir() else []
         places = [path] if is_classified(path) else [each for each in inside if is_classified(each)]
-        classified += [load_classified(place, seed=seed, unit_pattern=unit_pattern) for place in places]
+        classified += [load_classified(place, unit_pattern=unit_pattern) for place in places]
         if not places:
-            annotated += find_sets([path], seed=seed, concept=concept, unit_pattern=unit_pattern)
+            annotated += find_sets([path], concept=concept, unit_pattern=unit_pattern)
     names = [dataset.name for dataset in (*(each.dataset for each in classified), *annotated)]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InputError("--data", f"two sets are called {twice!r}", "Rename one of the folders.")

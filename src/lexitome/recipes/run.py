@@ -101,8 +101,17 @@ def save_job(job: Any, folder: Path) -> None:
         temporary.write_text(json.dumps(asdict(job), indent=1), encoding="utf-8")
 
 
-def load_job(kind: type[J], folder: Path) -> J:
-    """The job of a run folder.
+def kind_of_run(folder: Path) -> str:
+    """What `kind` says in the job of a run folder; "" where there is none, or no such word in it."""
+    try:
+        stored = json.loads((folder / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(stored.get("kind", "")) if isinstance(stored, dict) else ""
+
+
+def load_job(kind: type[J], folder: Path, command: str = "lexitome train") -> J:
+    """The job of a run folder. `command` is what writes such jobs.
 
     Raises:
         InputError: there is none, or it was written by another version.
@@ -111,10 +120,10 @@ def load_job(kind: type[J], folder: Path) -> J:
     try:
         return TypeAdapter(kind).validate_python(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
-        remedy = "Name the folder of a run (-o of lexitome train), or begin one with --data."
+        remedy = f"Name the folder of a run (-o of {command}), or begin one with --data."
         raise InputError(folder, "holds no run to continue", remedy) from error
     except (ValueError, ValidationError) as error:
-        cause = f"is not a recipe of this version ({str(error).splitlines()[0]})"
+        cause = f"is not a recipe of {command} of this version ({str(error).splitlines()[0]})"
         raise InputError(path, cause, "Start again in another folder.") from error
 
 
@@ -180,13 +189,13 @@ def changed_start(job: Job) -> str | None:
     return None if now == before else f"has other weights now (sha256 {now[:12]}, then {before[:12]})"
 
 
-def find_datasets(job: Job, seed: int = 0) -> list[Dataset]:
+def find_datasets(job: Job) -> list[Dataset]:
     """Every dataset that the data folders are or hold.
 
     Raises:
         InputError: a folder cannot be read, two sets have one name, or licences leave nothing.
     """
-    found = find_sets(job.data, seed=seed, concept=job.concept, unit_pattern=job.unit_pattern)
+    found = find_sets(job.data, concept=job.concept, unit_pattern=job.unit_pattern)
     if job.recipe.open_only:
         found = [dataset for dataset in found if permits_commercial_use(dataset)]
     if not found:

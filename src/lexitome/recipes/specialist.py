@@ -124,7 +124,7 @@ class SpecialistTask:
         """Picture `index` of a step, changed at random."""
         row = row_at(self.train, self.recipe.seed, step * self.recipe.images + index)
         rng = np.random.default_rng((self.recipe.seed, step, index, 1))
-        warp = draw_warp(self.cached.traits, self.cached.codes[row], rng)
+        warp = draw_warp(self.cached.traits, rng)
         picture = warp_picture(self.cached.images[row], warp, self.side)
         is_colour = not self.cached.rows[row].stacked and bool((picture[0] != picture[1]).any())
         picture = change_tone(picture, rng, colour=is_colour)

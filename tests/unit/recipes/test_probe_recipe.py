@@ -55,7 +55,7 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def probed(recipe: ProbeRecipe, data: list[Path], out: Path, cache: Path | None = None) -> tuple[list[dict], list[str]]:
     said: list[str] = []
-    return run(recipe, open_data(data, out, seed=0), out, cache or out / "cache", said.append), said
+    return run(recipe, open_data(data, out), out, cache or out / "cache", said.append), said
 
 
 def test_pictures_with_classes(stripes: Path, tmp_path: Path) -> None:
@@ -111,10 +111,10 @@ def test_outlines_and_a_sweep(tmp_path: Path) -> None:
 
 def test_changed_files_stop_a_run(stripes: Path, tmp_path: Path) -> None:
     data = striped(tmp_path / "mine", 5)
-    open_data([data], tmp_path / "run", seed=0)
+    open_data([data], tmp_path / "run")
     Image.new("L", (40, 40), 3).save(data / "along" / "along0.png")
     with pytest.raises(InputError, match="has changed"):
-        open_data([data], tmp_path / "run", seed=0)
+        open_data([data], tmp_path / "run")
 
 
 @pytest.mark.parametrize(

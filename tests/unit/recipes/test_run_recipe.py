@@ -94,6 +94,14 @@ def test_sets_are_found_in_folders_of_sets_and_alone(tmp_path: Path) -> None:
     assert [d.name for d in find_datasets(job(root, mine))] == ["btcv_abdomen_ct2d", "kvasir_seg", "mine"]
 
 
+def test_who_is_tested_does_not_depend_on_the_seed_of_a_recipe(tmp_path: Path) -> None:
+    """A model that goes on from another with another seed would learn what the other is tested on."""
+    one = job(write_sets(tmp_path / "sets", 12))
+    other = replace(one, recipe=replace(one.recipe, seed=7))
+    parts = [[[case.split for case in dataset.cases] for dataset in find_datasets(each)] for each in (one, other)]
+    assert parts[0] == parts[1]
+
+
 def test_two_sets_of_one_name_are_refused(tmp_path: Path) -> None:
     first, second = one_set(tmp_path / "a" / "polyps"), one_set(tmp_path / "b" / "polyps")
     with pytest.raises(InputError, match="two datasets are called 'polyps'"):

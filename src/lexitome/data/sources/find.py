@@ -22,7 +22,8 @@ def find_sets(
 
     Args:
         paths: folders; each is an annotated set in any form of `load_any`, or holds folders with `dataset.json`.
-        seed: of the splits; with `concept` and `unit_pattern` as in `load_any`.
+        seed: of the splits. Training leaves it alone, whatever its own seed: a model that goes on from another must not
+            learn the other's test cases. With `concept` and `unit_pattern` as in `load_any`.
         nested: look one level further down, too, for folders such as `train/` and `external/` side by side.
 
     Raises:
