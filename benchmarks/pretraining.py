@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--classify", type=Path, default=DATA.parent / "classify", help="folder of sets with classes")
     parser.add_argument("--data", type=Path, default=DATA, help="folder of annotated sets")
     parser.add_argument("--sets", nargs="+", default=SETS, help="of these")
-    parser.add_argument("--class-side", type=int, default=224)
+    parser.add_argument("--class-side", type=int, default=128)
     parser.add_argument("--sides", type=int, nargs="+", default=(224, 448), help="the highest decides about stage 3")
     parser.add_argument("--steps", type=int, default=500, help="of each linear head")
     parser.add_argument("--draws", type=int, default=2000, help="of the bootstrap")

@@ -198,7 +198,7 @@ def run(recipe: ProbeRecipe, material: Material, out: Path, cache: Path, say: Sa
             with replacing(out / RESULTS) as temporary:
                 about = {"recipe": asdict(recipe), "splits": material.splits, "results": entries}
                 temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
-            write_report(entries, recipe.encoders, out)
+            write_report(entries, out)
     except Held as error:
         remedy = "Wait for it or stop it, or choose another folder with -o."
         raise InputError(out, f"is being worked in by {error.holder}", remedy) from error

@@ -20,13 +20,13 @@ from lexitome.data.features import Features, Item
 from lexitome.data.sources.classes import ClassifiedSet
 from lexitome.evaluation.probing import pictures
 from lexitome.evaluation.probing.neighbours import top
+from lexitome.evaluation.probing.tables import EXPLORED
 from lexitome.evaluation.probing.volumes import pooled
 from lexitome.evaluation.report.figures import available
 
 if TYPE_CHECKING:
     from lexitome.recipes.probe import Setting
 
-FOLDER = "explore"
 SHOWN, QUERIES, NEAREST, MOST = 6, 5, 6, 1500
 """Pictures of a sheet of patches; rows and neighbours of a sheet of neighbours; images of a plane."""
 
@@ -88,7 +88,7 @@ def _patches(squares: Sequence[Square], name: str, setting: Setting) -> None:
 
 def _place(what: str, dataset: str, setting: Setting) -> Path:
     """Named by all that it depends on, so that a picture of other weights is drawn again."""
-    return setting.out / FOLDER / f"{what}-{setting.key(dataset, dense=False).folder}.png"
+    return setting.out / EXPLORED / f"{what}-{setting.key(dataset, dense=False).folder}.png"
 
 
 def _spread(stems: Sequence[str], data: ClassifiedSet, count: int) -> list[str]:

@@ -38,7 +38,7 @@ def test_scores_are_said_and_stored(data: Path, tmp_path: Path, capsys: pytest.C
     assert "knn          set, random:tiny at 32 (cls): auc " in told and f"next         {out / 'probe.md'}" in told
     assert "every image counts as a subject of its own" in told
     table = (out / "probe.md").read_text()
-    assert "| knn | random:tiny | 32 |" in table and "DINOv3 B" in table
+    assert "| knn | random:tiny | 32 |" in table and "None of these was probed here" in table
 
 
 def test_a_plan_shows_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:

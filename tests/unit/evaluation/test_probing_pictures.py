@@ -66,7 +66,7 @@ def test_published_numbers_are_marked() -> None:
     mine, others = published_lines(["ct_rate"]), published_lines(["brain_tumor_mri"])
     assert "not measured here" in mine[0] and "no number below was measured" in "".join(mine)
     assert any("CT-CLIP" in line for line in mine) and not any("Camelyon" in line for line in mine)
-    assert any("None of the data sets here" in line for line in others)
+    assert len(others) == 1 and "None of these was probed here" in others[0] and "NIH-14" in others[0]
 
 
 def entry(encoder: str, side: int, kind: str, validation: float, auc: float) -> dict:
@@ -83,10 +83,13 @@ def test_validation_chooses_what_is_plotted_and_printed_in_bold(tmp_path: Path) 
         entry("x", 224, "cls", 0.7, 0.9), entry("x", 224, "mean", 0.8, 0.6), entry("x", 448, "mean", 0.9, 0.7),
     ]  # fmt: skip
     assert [each["scores"]["auc"]["mean"] for each in chosen(entries, "linear", "moles")] == [0.6, 0.7]
-    write_report(entries, ["x"], tmp_path)
+    write_report(entries, tmp_path)
     text = (tmp_path / TABLE).read_text()
     assert text.count("**mean**") == 2 and "**cls**" not in text and "60.0 [55.0, 65.0]" in text
-    assert "Published, not measured here" in text and "![sweep-linear-moles.png]" in text
+    assert "None of these was probed here" in text and "![sweep-linear-moles.png]" in text and "explore" not in text
+    (tmp_path / "explore").mkdir()
+    write_report(entries, tmp_path)
+    assert "[explore/](explore/)" in (tmp_path / TABLE).read_text()
     assert (tmp_path / SHEET).read_text().count("\n") == 1 + 3 * 3
     assert (tmp_path / "sweep-linear-moles.svg").is_file()
 

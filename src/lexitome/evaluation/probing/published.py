@@ -68,16 +68,16 @@ def published_probes(dataset: str | None = None) -> list[PublishedProbe]:
 
 
 def published_lines(names: Sequence[str]) -> list[str]:
-    """Markdown about the published numbers: first those of data sets that were measured, then where the rest is."""
+    """Markdown: the published numbers of data sets that were measured; else of which data sets there are some."""
     entry = preset()
+    mine = [each for name in names for each in published_probes(name)]
+    if not mine:
+        titles = ", ".join(sorted({about["title"] for about in entry["datasets"].values()}))
+        return [f"{entry['title']} ({entry['url']}) has numbers of: {titles}. None of these was probed here."]
     lines = ["## Published, not measured here", "", f"{entry['title']}: {entry['url']}. "
              "Other images, splits and protocols: no number below was measured by this command.", ""]  # fmt: skip
-    mine = [each for name in names for each in published_probes(name)]
-    shown = mine or published_probes()
-    if not mine:
-        lines += ["None of the data sets here is one of the paper's; its numbers for orientation:", ""]
     lines += ["| data set | protocol | metric | model | published |", "|---|---|---|---|---|"]
-    for each in shown:
+    for each in mine:
         arrow = "" if each.higher_is_better else " (lower is better)"
         lines.append(f"| {each.dataset} | {each.protocol} | {each.metric}{arrow} | {each.model} | {each.value:g} |")
     return [*lines, "", *(f"- {caveat}" for caveat in entry["caveats"])]

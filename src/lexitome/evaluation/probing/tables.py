@@ -14,18 +14,18 @@ from lexitome.evaluation.probing.sweep import Point, sweep_plot
 from lexitome.evaluation.report.figures import available
 from lexitome.io.atomic import replacing
 
-TABLE, SHEET = "probe.md", "probe.csv"
+TABLE, SHEET, EXPLORED = "probe.md", "probe.csv", "explore"
 PLOTTED = "auc"
 """Of classes; of outlines it is Dice."""
 
 Entry = dict[str, Any]
 
 
-def write_report(entries: Sequence[Entry], encoders: Sequence[str], out: Path) -> None:
+def write_report(entries: Sequence[Entry], out: Path) -> None:
     """`probe.md`, `probe.csv`, and `sweep-*.svg` and `.png` where several sizes or encoders were compared."""
-    plots = _plots(entries, out)
+    lines = _lines(entries, _plots(entries, out), explored=(out / EXPLORED).is_dir())
     with replacing(out / TABLE) as temporary:
-        temporary.write_text("\n".join([*_lines(entries, plots), ""]), encoding="utf-8")
+        temporary.write_text("\n".join([*lines, ""]), encoding="utf-8")
     with replacing(out / SHEET) as temporary:
         temporary.write_text(_sheet(entries), encoding="utf-8")
 
@@ -41,7 +41,7 @@ def chosen(entries: Sequence[Entry], task: str, dataset: str) -> list[Entry]:
     return list(best.values())
 
 
-def _lines(entries: Sequence[Entry], plots: Sequence[str]) -> list[str]:
+def _lines(entries: Sequence[Entry], plots: Sequence[str], *, explored: bool) -> list[str]:
     lines = [
         "# Probes of frozen features", "",
         "Percent, with 95 % intervals whose units are subjects. What had to be chosen (k, C, epoch) was chosen on "
@@ -62,6 +62,9 @@ def _lines(entries: Sequence[Entry], plots: Sequence[str]) -> list[str]:
                       "| encoder | side | Dice, mean over targets | by target |", "|---|---|---|---|"]  # fmt: skip
             lines += [_outline_line(entry) for entry in outlines]
     lines += ["", *(f"![{plot}]({plot})" for plot in plots), ""]
+    if explored:
+        seen = "Patches in colours, nearest neighbours, all test images in a plane"
+        lines += [f"{seen}: [{EXPLORED}/]({EXPLORED}/).", ""]
     return lines + published_lines(list(dict.fromkeys(entry["dataset"] for entry in entries)))
 
 
