@@ -10,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,17 @@ def origin(packages: Iterable[str], datasets: Iterable[Dataset], *, seed: int, t
         "machine": {
             "processor": processor(), "cores": os.cpu_count(), "threads": threads, "system": platform.platform(),
         },
-        "versions": {"python": platform.python_version(), **{name: version(name) for name in ("lexitome", *packages)}},
+        "versions": {"python": platform.python_version(), **{name: _version(name) for name in ("lexitome", *packages)}},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
+
+
+def _version(name: str) -> str:
+    """Of a distribution; some are needed for a part of a benchmark only."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def command_line(arguments: list[str]) -> str:

@@ -46,7 +46,7 @@ from lexitome.evaluation.run_folder import SUMMARY, Run, read_object
 from lexitome.evaluation.runner import Settings, evaluate
 from lexitome.io.atomic import replacing
 from lexitome.models.sam3.settings import Policy
-from lexitome.models.sam3.weights import SIDECAR
+from lexitome.models.sam3.weights import SIDECAR, load_sam3
 from lexitome.recipes.machine import usable_cores
 from lexitome.recipes.run import MODEL, claimed, kind_of_run, prepare_splits
 from lexitome.recipes.sam3_answers import Sam3Answerer, sam3_answerer
@@ -210,12 +210,12 @@ def trained(job: Sam3Job, own: Sequence[Dataset], model: Sam3Answerer, options: 
     """What was trained, on what, and for how long (training steps only, as the log has them)."""
     recipe, folder = job.recipe, options.run / MODEL
     about = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
-    net = model.segmenter.net
+    net = load_sam3(folder).net  # the segmenter's takes its layers apart
     return {
         "name": recipe.name, "start": recipe.start, "prompts": recipe.sampling.prompts,
         "precision": recipe.run.precision, "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "megabytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6,
-        "side": net.side, "steps": recipe.run.steps, "best_step": about["steps"],
+        "side": model.segmenter.net.side, "steps": recipe.run.steps, "best_step": about["steps"],
         "pictures": recipe.run.steps * recipe.sampling.images,
         "minutes": trained_seconds(read_log(options.run / LOG)) / 60,
         "sha256": model.segmenter.weights, "licence": model.segmenter.licence,

@@ -1,5 +1,5 @@
 """What a run of `lexitome probe` does, and that it can be stopped: frozen features of several encoders at several
-sizes, and what simple probes make of them.
+sizes, and what simple probes find in them.
 
 Features lie in the cache, whoever computed them; every finished probe of a run is a file in `parts/`, named by all it
 depends on. The same command therefore continues what was stopped, and does again what has changed.
