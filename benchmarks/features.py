@@ -37,6 +37,7 @@ from lexitome.data.encoder_input import squares
 from lexitome.data.features import Encoded, FeatureKey, Item, extract
 from lexitome.data.normalisation import DEVIATION, MEAN
 from lexitome.data.sources.classes import load_classified
+from lexitome.errors import InputError
 from lexitome.evaluation.probing.neighbours import top
 from lexitome.inference.sam3_loading import chosen_dtype
 from lexitome.models.dinov3.presets import PRESETS, build
@@ -210,7 +211,10 @@ def main() -> None:
     options = Options(
         typed.data, typed.images, typed.repeats, tuple(typed.presets), tuple(typed.sides), typed.batch, typed.threads
     )
-    dataset = load_classified(options.data).dataset
+    try:
+        dataset = load_classified(options.data).dataset
+    except InputError as error:
+        raise SystemExit(f"error: {error}") from error
     result: Entry = {"features": [], "knn": None}
     for preset in () if typed.knn_only else options.presets:
         for side in options.sides:

@@ -213,7 +213,7 @@ def main() -> None:
     try:
         result = measure(options, typed.out, typed.document)
     except InputError as error:
-        parser.exit(2, f"error: {error}\n")
+        raise SystemExit(f"error: {error}") from error
     for claim in claims(result):
         print(f"{claim.text}: {claim.verdict}")
     print(f"written: {typed.out}, {typed.document}")
