@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lexitome.cli.training_extra import say_tested
 from lexitome.errors import InputError
 
 if TYPE_CHECKING:
@@ -113,7 +113,4 @@ def _finish(job: MedDinov3Job, task: SegmentationTask, out: Path, say: Say) -> N
     if int(os.environ.get("RANK", "0")) != 0:
         return
     test = meddinov3_run.export(job, task, out)
-    scores = ", ".join(f"{name} {100 * value:.1f}" for name, value in test.items())
-    say(f"test part    {scores or 'has no pictures'}: slices that show a target")
-    model, data = shlex.quote(str(out / meddinov3_run.MODEL)), " ".join(map(shlex.quote, job.data))
-    say(f"next         lexitome evaluate --model {model} --data {data}")
+    say_tested(say, test, "slices that show a target", out / meddinov3_run.MODEL, job.data)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lexitome.cli.training_extra import say_tested
 from lexitome.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,7 +90,4 @@ def _finish(job: Sam3Job, source: object, out: Path, say: Say) -> None:
     if int(os.environ.get("RANK", "0")) != 0:
         return
     test = sam3_run.export(job, source, out)  # type: ignore[arg-type]
-    scores = ", ".join(f"{name} {100 * value:.1f}" for name, value in test.items())
-    say(f"test part    {scores or 'has no pictures'}: from words alone, nothing else given")
-    model, data = shlex.quote(str(out / sam3_run.MODEL)), " ".join(map(shlex.quote, job.data))
-    say(f"next         lexitome evaluate --model {model} --data {data}")
+    say_tested(say, test, "from words alone, nothing else given", out / sam3_run.MODEL, job.data)

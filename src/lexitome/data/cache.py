@@ -23,6 +23,7 @@ from PIL import Image
 
 from lexitome.data.cases import read_case, read_instances
 from lexitome.data.dataset import Case, Dataset
+from lexitome.data.hashing import stamp
 from lexitome.data.intensity import to_pictures, views_of, with_neighbours
 from lexitome.data.sources.folder import load_dataset
 from lexitome.data.traits import CACHE_SIDE, SetTraits, traits_of
@@ -97,8 +98,7 @@ def _fingerprint(dataset: Dataset, traits: SetTraits) -> str:
     for case in dataset.cases:
         digest.update(repr((case.stem, case.unit, case.split, sorted(case.unknown_labels), *_reading(case))).encode())
         for path in case.files:
-            found = path.stat() if path.exists() else None
-            digest.update(repr(found and (path.name, found.st_size, found.st_mtime_ns)).encode())
+            digest.update(repr(stamp(path)).encode())
     return digest.hexdigest()[:8]
 
 

@@ -77,10 +77,7 @@ def cached_square(cached: CachedDataset, row: int, intensity: str, side: int) ->
 
 def _of_hounsfield(units: NDArray[np.float32], side: int) -> NDArray[np.float32]:
     """(H, W) to (3, S, S)."""
-    from lexitome.data.normalisation import HU_MEDDINO
-
-    low, high, mean, deviation = HU_MEDDINO
-    scaled = torch.from_numpy((np.clip(units, low, high) - mean) / deviation).float()
+    scaled = torch.from_numpy(Normalisation("hu_meddino").scaled(units))
     return _resized(scaled[None, None], side)[0].expand(3, -1, -1).numpy()
 
 

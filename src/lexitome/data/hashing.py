@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,14 @@ NEAR_CORRELATION = 0.996
 """Fundus photographs of different eyes reach 0.994 by their round frame; the same breast scanned twice 0.998."""
 _BANDS = NEAR_BITS + 1
 _THUMBNAIL = 16
+
+
+def stamp(path: Path) -> tuple[str, int, int] | None:
+    """Name, size and time of a file, which change when it does; None where there is none."""
+    if not path.exists():
+        return None
+    found = path.stat()
+    return path.name, found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True, eq=False)

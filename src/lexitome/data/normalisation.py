@@ -68,9 +68,10 @@ class Normalisation:
             remedy = "Give CT as NIfTI or DICOM; to train on other images, choose --set intensity=zscore."
             cause = f"holds no Hounsfield units, which {self.policy} needs"
             raise InputError(volume.source.path or "image", cause, remedy)
-        return np.stack([self._scaled(channel.astype(np.float32)) for channel in channels], 1).astype(np.float16)
+        return np.stack([self.scaled(channel.astype(np.float32)) for channel in channels], 1).astype(np.float16)
 
-    def _scaled(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+    def scaled(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Values as they are stored, but for "zscore" Hounsfield units, to those of the network; not of "imagenet"."""
         if self.policy == "zscore":
             return (values - values.mean()) / max(float(values.std()), LEAST)
         low, high, mean, deviation = self.numbers or HU_MEDDINO

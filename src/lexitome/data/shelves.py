@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from lexitome.data.cache import CachedDataset, Row
 from lexitome.data.cases import read_case
 from lexitome.data.dataset import Case, Dataset
+from lexitome.data.hashing import stamp
 from lexitome.data.intensity import choose_view
 from lexitome.data.normalisation import Normalisation
 from lexitome.data.traits import SetTraits
@@ -174,6 +175,5 @@ def _digest(dataset: Dataset, normalisation: Normalisation) -> str:
         digest.update(repr((case.stem, case.unit, case.split, sorted(case.unknown_labels))).encode())
         digest.update(repr(case.content).encode())
         for path in case.files:
-            found = path.stat()
-            digest.update(repr((path.name, found.st_size, found.st_mtime_ns)).encode())
+            digest.update(repr(stamp(path)).encode())
     return digest.hexdigest()[:8]

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.resources.abc import Traversable
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from scipy import fft, ndimage
 from lexitome.data.dataset import Case, Dataset
 from lexitome.data.intensity import Window, to_pictures
 from lexitome.errors import InputError
+from lexitome.io.atomic import replacing
 from lexitome.volume import Volume
 
 FILE = "trained_on.npz"
@@ -66,6 +68,11 @@ class TrainedOn:
         both = np.column_stack([np.concatenate([self.hashes, other.hashes]), origin.astype(np.uint64)])
         unique = np.unique(both, axis=0) if len(both) else both
         return TrainedOn(names, unique[:, WORDS].astype(np.uint16), np.ascontiguousarray(unique[:, :WORDS]))
+
+    def save(self, folder: Path) -> None:
+        """Write `FILE`; atomic."""
+        with replacing(folder / FILE) as temporary:
+            temporary.write_bytes(self.to_bytes())
 
     def to_bytes(self) -> bytes:
         """The content of `FILE`."""
@@ -135,9 +142,18 @@ def hashes_of_case(case: Case, window: Window | None, slices: int) -> Hashes:
 def hashes_of(volume: Volume, window: Window | None, slices: int) -> Hashes:
     """(K, `WORDS`) of up to `slices` pictures of a volume, as a model sees them; without those that show nothing."""
     pictures = to_pictures(volume, window)
-    chosen = np.unique(np.linspace(0, len(pictures) - 1, min(slices, len(pictures))).round().astype(int))
-    found = [bits for bits in (picture_hash(pictures[i]) for i in chosen) if bits is not None]
+    return hashes_of_pictures(pictures[i] for i in evenly(len(pictures), slices))
+
+
+def hashes_of_pictures(pictures: Iterable[NDArray[np.uint8]]) -> Hashes:
+    """(K, `WORDS`) of (H, W, 3) pictures, without those that show nothing."""
+    found = [bits for picture in pictures if (bits := picture_hash(picture)) is not None]
     return np.stack(found) if found else np.zeros((0, WORDS), dtype=np.uint64)
+
+
+def evenly(count: int, most: int) -> list[int]:
+    """At most `most` of 0 to count - 1, at equal distances."""
+    return [int(i) for i in np.unique(np.linspace(0, count - 1, min(most, count)).round())]
 
 
 def picture_hash(picture: NDArray[np.uint8]) -> Hashes | None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
@@ -27,7 +27,7 @@ from lexitome.data.dataset import Dataset
 from lexitome.data.intensity import SOFT_TISSUE, choose_view, is_hounsfield, to_pictures
 from lexitome.data.normalisation import DEVIATION, HU_MEDDINO, MEAN
 from lexitome.data.sources.find import find_sets
-from lexitome.data.trained_on import KEPT_SLICES, WORDS, Hashes, picture_hash
+from lexitome.data.trained_on import KEPT_SLICES, Hashes, evenly, hashes_of_pictures
 from lexitome.data.traits import traits_of
 from lexitome.errors import InputError
 from lexitome.io import find_inputs, list_series, read
@@ -122,11 +122,11 @@ class CachedPictures:
         for part in self.rows:
             for row in part:
                 by_stem.setdefault(self.cached.rows[row].stem, []).append(row)
-        chosen = [row for rows in by_stem.values() for row in _spread(rows)]
+        chosen = [rows[i] for rows in by_stem.values() for i in evenly(len(rows), KEPT_SLICES)]
         plain = (self.cached.images[row] for row in chosen)
         shown = (p[..., 1:2].repeat(3, -1) if self.cached.rows[row].stacked else p
                  for row, p in zip(chosen, plain, strict=True))  # fmt: skip
-        return _hashed(shown)
+        return hashes_of_pictures(shown)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,10 +152,10 @@ class Decoded:
         return _in_range(plane if plane.ndim == 3 else plane[..., None], self.units)
 
     def hashes(self) -> Hashes:
-        return _hashed(
+        return hashes_of_pictures(
             self._shown(planes[i])
             for part in self.files for file in part for planes in [np.load(file, mmap_mode="r")]
-            for i in _spread(range(len(planes)))
+            for i in evenly(len(planes), KEPT_SLICES)
         )  # fmt: skip
 
     def _shown(self, plane: NDArray[np.generic]) -> NDArray[np.uint8]:
@@ -340,14 +340,3 @@ def _in_range(picture: NDArray[np.generic], units: Units) -> NDArray[np.float32]
         picture = picture[..., :1]
     values = (picture.astype(np.float32) - np.float32(units.low)) / np.float32(units.high - units.low)
     return np.ascontiguousarray(values.transpose(2, 0, 1)).clip(0, 1)
-
-
-def _spread(rows: Sequence[int]) -> list[int]:
-    if not len(rows):
-        return []
-    return [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, min(KEPT_SLICES, len(rows))).round().astype(int))]
-
-
-def _hashed(pictures: Iterable[NDArray[np.uint8]]) -> Hashes:
-    found = [bits for picture in pictures if (bits := picture_hash(picture)) is not None]
-    return np.stack(found) if found else np.zeros((0, WORDS), dtype=np.uint64)

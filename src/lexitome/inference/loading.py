@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from lexitome.errors import InputError
 from lexitome.inference.segmenter import Segmenter
-from lexitome.models.foundation import FOUNDATION, NEEDS, kind_of, locate
+from lexitome.models.foundation import FOUNDATION, NEEDS, Kind, kind_of, locate
 from lexitome.prompts import Query
 from lexitome.segmentation import Segmentation
 from lexitome.volume import Volume
@@ -31,8 +31,9 @@ class AnySegmenter(Protocol):
     ) -> Segmentation: ...
 
 
-def check_model(model: str | Path) -> None:
-    """Refuse what `load_segmenter` would refuse, as far as that can be told without loading or downloading.
+def check_model(model: str | Path) -> Kind:
+    """The family of a model; refuses what `load_segmenter` would refuse, as far as that can be told without loading or
+    downloading.
 
     Raises:
         InputError: there is no such model, or its weights are not on this machine.
@@ -46,6 +47,7 @@ def check_model(model: str | Path) -> None:
         raise InputError(f"model {str(model)!r}", f"{baselines[kind]} serves as a baseline only", remedy)
     if str(model) in FOUNDATION:
         locate(model)
+    return kind
 
 
 def refuse_sam3_options(model: str | Path, policy: str | None, side: int | None, precision: str | None = None) -> None:
@@ -75,8 +77,7 @@ def load_segmenter(
         InputError: no such model, or its weights are not here; packages are missing; an option it does not have.
         ValueError: the weights on disk are not the ones the card describes.
     """
-    check_model(model)
-    kind = kind_of(model)
+    kind = check_model(model)
     if kind != "sam3":
         refuse_sam3_options(model, policy, side, precision)
     if kind == "compact":

@@ -17,7 +17,6 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -25,9 +24,9 @@ from torch import Tensor, nn
 
 from lexitome.errors import InputError
 from lexitome.models.catalog import find_model
-from lexitome.models.foundation import NEEDS, kind_of, locate
+from lexitome.models.foundation import NEEDS, RANDOM, kind_of, locate
 
-RANDOM, TIMM, IMAGENET = "random:", "timm/", "imagenet"
+TIMM, IMAGENET = "timm/", "imagenet"
 SAM3_SIZES = ("small", "tiny", "full")
 _MEAN_OF_HALF = (0.5, 0.5, 0.5)
 
@@ -123,8 +122,8 @@ def _loaded(name: str, dtype: torch.dtype, seed: int, threads: int | None) -> En
         return _timm(name, name, dtype, trained=True, seed=seed)
     if name == IMAGENET:
         return _imagenet(dtype)
-    kind: str = kind_of(name)
-    if kind == "dinov3" or (kind == "sam3" and Path(name).expanduser().is_file() and _is_dinov3(name)):
+    kind = kind_of(name)
+    if kind == "dinov3":
         from lexitome.models.dinov3.weights import load_dinov3
 
         found = load_dinov3(name)
@@ -135,17 +134,6 @@ def _loaded(name: str, dtype: torch.dtype, seed: int, threads: int | None) -> En
         loaded = load_sam3(name, dtype=dtype)
         return _sam3(name, loaded.net, loaded.sha256, loaded.licence)
     return _sam(name, dtype) if kind == "sam" else _compact(name, threads or torch.get_num_threads())
-
-
-def _is_dinov3(name: str) -> bool:
-    """Of a file, whose name does not tell its family: whether every tensor of DINOv3 is in it."""
-    from lexitome.models.dinov3.weights import load_dinov3
-
-    try:
-        load_dinov3(name)
-    except InputError:
-        return False
-    return True
 
 
 def _random(name: str, size: str, dtype: torch.dtype, seed: int) -> Encoder:

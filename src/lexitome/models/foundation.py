@@ -40,6 +40,8 @@ _DINO_MARKS = (
 """Parts of names in the official layout, timm's and transformers', each group enough to know DINOv3."""
 _MOST_NAMES = 1 << 25
 """Bytes of a file's list of names that are looked at."""
+RANDOM = "random:"
+"""Before the name of an architecture: in place of weights, what it is before it has learned anything."""
 NEEDS = 'Type: pip install "lexitome[train]"'
 
 

@@ -21,10 +21,10 @@ from lexitome.data.patches import Augmentation
 from lexitome.errors import InputError
 from lexitome.models.dinov3.decoders import DecoderName
 from lexitome.models.dinov3.segmentation import TRUNK
+from lexitome.models.foundation import RANDOM
 from lexitome.training.engine import Precision, RunConfig
 from lexitome.training.optim import OptimConfig
 
-RANDOM = "random:"
 PATCH = 16
 BLOCKS = ("trunk.model.model.layer.*",)
 """What to compute again in the backward pass where memory is short (`RunConfig.recompute`)."""

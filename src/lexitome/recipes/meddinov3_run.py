@@ -7,7 +7,6 @@ model/        `segmenter.json`, `model.safetensors`, `trained_on.npz`: what `--m
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,20 +23,19 @@ from lexitome.data.nnunet_plans import find_plans, read_plans
 from lexitome.data.normalisation import Normalisation, Policy, fingerprint
 from lexitome.data.patches import Layout, is_mirrored
 from lexitome.data.shelves import CachedShelf, Shelf, open_slices
-from lexitome.data.trained_on import FILE as PICTURES
 from lexitome.data.trained_on import TrainedOn, fingerprints
 from lexitome.data.traits import traits_of
 from lexitome.errors import InputError
 from lexitome.inference.dinov3_card import WEIGHTS, Card
-from lexitome.io.atomic import replacing
 from lexitome.models import hub, writing
 from lexitome.models.dinov3.backbone import Dinov3
 from lexitome.models.dinov3.presets import PRESETS, build, config_of
 from lexitome.models.dinov3.segmentation import DinoSegmenter, build_segmenter, empty_segmenter
 from lexitome.models.dinov3.weights import GET, load_dinov3
-from lexitome.models.foundation import FOUNDATION, locate
+from lexitome.models.foundation import FOUNDATION, RANDOM, locate
+from lexitome.models.reading import hash_of
 from lexitome.recipes.finetune import steps_for
-from lexitome.recipes.meddinov3 import RANDOM, MedDinov3Recipe, with_steps
+from lexitome.recipes.meddinov3 import MedDinov3Recipe, with_steps
 from lexitome.recipes.run import MODEL, load_job, save_job
 from lexitome.training import checkpoint
 from lexitome.training.dense import exclusive
@@ -262,8 +260,7 @@ def _keep_pictures(recipe: MedDinov3Recipe, folder: Path) -> None:
     """Write down which pictures the transformer was pretrained on, if it says: it may be gone when the run ends."""
     pictures = TrainedOn.of_model(Path(recipe.start)) if Path(recipe.start).is_dir() else None
     if pictures is not None:
-        with replacing(folder / PICTURES) as temporary:
-            temporary.write_bytes(pictures.to_bytes())
+        pictures.save(folder)
 
 
 def export(job: MedDinov3Job, task: SegmentationTask, folder: Path) -> dict[str, float]:
@@ -299,6 +296,5 @@ def write_model(card: Card, net: DinoSegmenter, pictures: TrainedOn, folder: Pat
     with writing.replacing(folder) as temporary:
         temporary.mkdir(parents=True)
         save_file({name: value.contiguous() for name, value in net.state_dict().items()}, temporary / WEIGHTS)
-        digest = hashlib.sha256((temporary / WEIGHTS).read_bytes()).hexdigest()
-        (temporary / PICTURES).write_bytes(pictures.to_bytes())
-        replace(card, sha256=digest).save(temporary)
+        pictures.save(temporary)
+        replace(card, sha256=hash_of((temporary / WEIGHTS,))).save(temporary)

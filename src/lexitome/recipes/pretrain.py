@@ -27,11 +27,11 @@ from lexitome.data.unlabelled import UNITS
 from lexitome.errors import InputError
 from lexitome.models.dinov3.heads import Head
 from lexitome.models.dinov3.presets import PRESETS, Preset
+from lexitome.models.foundation import RANDOM
 from lexitome.training.engine import RunConfig
 from lexitome.training.optim import LayerDecay, OptimConfig
 from lexitome.training.pretrain import Objective, Ramp, Refresh
 
-RANDOM = "random:"
 TRUNK = "student.backbone.model."
 PATCHES = f"{TRUNK}embeddings.patch_embeddings.*"
 LAST_LAYERS = ("student.dino.last_layer.*", "student.ibot.last_layer.*")

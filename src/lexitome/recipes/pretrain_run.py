@@ -23,7 +23,6 @@ from torch import Tensor
 from transformers import DINOv3ViTConfig
 
 from lexitome.data.licences import licence_of_weights
-from lexitome.data.trained_on import FILE as PICTURES
 from lexitome.data.trained_on import TrainedOn
 from lexitome.data.unlabelled import UNITS, Pictures, open_pictures
 from lexitome.errors import InputError
@@ -238,8 +237,7 @@ def _export(
     }  # fmt: skip
     for target in (folder / MODEL, place / MODEL):  # the one that says "done" last
         save_folder(teacher, target, intensity=recipe.intensity, about=about)
-        with replacing(target / PICTURES) as temporary:
-            temporary.write_bytes(seen[0].to_bytes())
+        seen[0].save(target)
 
 
 def trained_on(pictures: Sequence[Pictures]) -> TrainedOn:

@@ -23,6 +23,7 @@ from lexitome.data.cases import read_case
 from lexitome.data.dataset import Case, Dataset
 from lexitome.data.encoder_input import cached_square, check_intensity, said, squares
 from lexitome.data.features import Encoded, FeatureKey, Features, Item, extract
+from lexitome.data.hashing import stamp
 from lexitome.data.sources.classes import ClassifiedSet, is_classified, load_classified
 from lexitome.data.sources.find import find_sets
 from lexitome.data.splits import read_splits, resume_splits, write_splits
@@ -312,7 +313,7 @@ def cached_items(cached: CachedDataset, setting: Setting) -> list[Item]:
 
 def _state(case: Case) -> str:
     """Changes when a file of the case does."""
-    told = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in case.files if path.exists()]
+    told = [found for path in case.files if (found := stamp(path)) is not None]
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 

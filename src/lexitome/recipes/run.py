@@ -31,7 +31,6 @@ from lexitome.data.licences import permits_commercial_use
 from lexitome.data.negatives import Stranger
 from lexitome.data.sources.find import find_sets
 from lexitome.data.splits import resume_splits, write_splits
-from lexitome.data.trained_on import FILE as PICTURES
 from lexitome.data.trained_on import TrainedOn
 from lexitome.data.traits import SetTraits, traits_of
 from lexitome.errors import InputError
@@ -167,8 +166,7 @@ def keep_pictures(recipe: CompactRecipe, folder: Path) -> None:
     """Write down which pictures the model of `start` was taught, if it says: it may be gone when the run ends."""
     pictures = None if recipe.start == IMAGENET else TrainedOn.of_model(find_model(recipe.start).files)
     if pictures is not None:
-        with replacing(folder / PICTURES) as temporary:
-            temporary.write_bytes(pictures.to_bytes())
+        pictures.save(folder)
 
 
 def remembered(job: Job) -> Start:

@@ -15,12 +15,12 @@ from typing import Literal
 
 from lexitome.errors import InputError
 from lexitome.losses.set_prediction import MEDICAL_SAM3_MASKS, SAM3_SEGMENTATION, SetPredictionConfig
+from lexitome.models.foundation import RANDOM
 from lexitome.models.sam3.lora import Lora
 from lexitome.training.engine import RunConfig
 from lexitome.training.optim import OptimConfig, medical_sam3_decay, sam3_decay
 from lexitome.training.sam3 import Sam3Sampling
 
-RANDOM = "random:"
 VISION, TEXT, GEOMETRY = ("*vision_encoder.*",), ("*text_encoder.*", "*text_projection.*"), ("*geometry_encoder.*",)
 """Names of the parts that the published recipes treat apart; all else is "the transformer"."""
 LAYERS = ("*vision_encoder.backbone.layers.*", "*text_encoder.*layers.*", "*detr_encoder.layers.*")

@@ -21,12 +21,11 @@ from lexitome.data.batches import TEMPLATES, BatchSource
 from lexitome.data.cache import CachedDataset, open_cache
 from lexitome.data.dataset import Dataset
 from lexitome.data.licences import licence_of_weights
-from lexitome.data.trained_on import FILE as PICTURES
 from lexitome.data.trained_on import TrainedOn, fingerprints
 from lexitome.data.traits import traits_of
 from lexitome.errors import InputError
 from lexitome.io.atomic import replacing
-from lexitome.models.foundation import SAM_LICENCE, locate
+from lexitome.models.foundation import RANDOM, SAM_LICENCE, locate
 from lexitome.models.sam3 import lora
 from lexitome.models.sam3.network import Sam3Net
 from lexitome.models.sam3.presets import Preset, build, config_of, set_side
@@ -34,7 +33,7 @@ from lexitome.models.sam3.settings import Settings
 from lexitome.models.sam3.tokens import GET, Tokens
 from lexitome.models.sam3.weights import load_sam3, save_folder
 from lexitome.recipes.run import MODEL, load_job, save_job
-from lexitome.recipes.sam3 import RANDOM, Sam3Recipe
+from lexitome.recipes.sam3 import Sam3Recipe
 from lexitome.training import checkpoint
 from lexitome.training.engine import FitResult, fit
 from lexitome.training.export import run_state
@@ -141,8 +140,7 @@ def _keep(recipe: Sam3Recipe, ready: Ready, folder: Path) -> None:
         temporary.write_text(ready.net.model.config.to_json_string(use_diff=False), encoding="utf-8")
     pictures = TrainedOn.of_model(Path(recipe.start)) if Path(recipe.start).is_dir() else None
     if pictures is not None:
-        with replacing(folder / PICTURES) as temporary:
-            temporary.write_bytes(pictures.to_bytes())
+        pictures.save(folder)
 
 
 def resume(job: Sam3Job, folder: Path) -> Ready:
@@ -220,9 +218,7 @@ def export(job: Sam3Job, source: BatchSource, folder: Path) -> dict[str, float]:
     }  # fmt: skip
     save_folder(ready.net.model, folder / MODEL, _settings(job, ready, source), ready.tokens, about=about)
     pictures, before = fingerprints([cached.dataset for cached in source.sets]), TrainedOn.of_model(folder)
-    pictures = pictures if before is None else pictures.merged(before)
-    with replacing(folder / MODEL / PICTURES) as temporary:
-        temporary.write_bytes(pictures.to_bytes())
+    (pictures if before is None else pictures.merged(before)).save(folder / MODEL)
     return test
 
 

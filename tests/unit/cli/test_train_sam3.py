@@ -16,6 +16,7 @@ from lexitome.training import engine
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from tiny_sets import write_sets
+from train_command import asked_at_once, steps_of, tiny
 
 TINY = [
     "vocabulary=700", "sampling.side=64", "sampling.images=2", "queries=2", "validated=1", "run.precision=fp32",
@@ -24,23 +25,12 @@ TINY = [
 
 
 def typed(recipe: str, data: Path, out: Path, *settings: str) -> list[str]:
-    chosen = [word for setting in (*TINY, *settings) for word in ("--set", setting)]
-    return ["train", recipe, "--data", str(data), "-o", str(out), "--start", "random:tiny", *chosen]
+    return tiny(recipe, data, out, (*TINY, *settings))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_sets(tmp_path_factory.mktemp("data") / "sets", 6)
-
-
-def steps_of(out: Path) -> list[int]:
-    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [row["step"] for row in rows if row["kind"] == "train"]
-
-
-def asked_at_once(request: engine.StopRequest) -> engine.StopRequest:
-    request.asked = True
-    return request
 
 
 @pytest.mark.slow

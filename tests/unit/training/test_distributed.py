@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,20 +10,9 @@ import torch
 from safetensors.torch import load_file
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_training import Job, as_arguments, environment, losses, train
+from tiny_training import Job, as_arguments, losses, torchrun, train
 
 pytestmark = pytest.mark.slow
-
-
-def torchrun(*jobs: Job) -> subprocess.CompletedProcess[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
-    return subprocess.run(
-        [*launcher, *as_arguments(*jobs)],
-        env=environment(), capture_output=True, text=True, check=False, timeout=900,
-    )  # fmt: skip
 
 
 def assert_same(one: Path, other: Path, atol: float = 1e-5) -> None:
@@ -46,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train(Job(str(root / "few"), task={"pictures": 2}))
     train(Job(str(root / "half"), run={"steps": 6, "precision": "bf16"}))
     train(Job(str(root / "norm"), norm=True, run={"steps": 1}))
-    done = torchrun(
+    jobs = (
         Job(str(root / "ddp"), "ddp"),
         Job(str(root / "ddp_accumulate"), "ddp", run={"accumulate": 2}),
         Job(str(root / "ddp_few"), "ddp", task={"pictures": 2}),
@@ -57,6 +44,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Job(str(root / "ddp_norm"), "ddp", norm=True, run={"steps": 1}),
         Job(str(root / "fsdp2_norm"), "fsdp2", norm=True, run={"steps": 1}),
     )
+    done = torchrun(as_arguments(*jobs))
     assert done.returncode == 0, done.stderr[:8000]
     return root
 
@@ -94,7 +82,7 @@ def test_another_number_of_ranks_may_continue(runs: Path, tmp_path: Path, before
         if strategy == "single":
             train(job)
         else:
-            done = torchrun(job)
+            done = torchrun(as_arguments(job))
             assert done.returncode == 0, done.stderr[:8000]
 
     broken = Job(str(tmp_path), None if before == "single" else before, task={"broken_step": 4})
@@ -102,7 +90,7 @@ def test_another_number_of_ranks_may_continue(runs: Path, tmp_path: Path, before
         with pytest.raises(ValueError, match="not finite"):
             train(broken)
     else:
-        done = torchrun(broken)
+        done = torchrun(as_arguments(broken))
         assert done.returncode != 0 and "the loss is not finite in step 4" in done.stderr
     run(after, Job(str(tmp_path), None if after == "single" else after, resume=True))
     assert_same(runs / "single", tmp_path)

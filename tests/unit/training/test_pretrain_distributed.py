@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny_pretrain import Job, as_arguments, train
-from tiny_training import environment, losses
+from tiny_training import losses, torchrun
 
 pytestmark = pytest.mark.slow
 STEPS = 3
@@ -23,14 +21,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     train(Job(str(root / "single"), steps=STEPS, images=7, gram=1.0, rescale=None))
     jobs = [Job(str(root / name), name, steps=STEPS, images=7, gram=1.0, rescale=None) for name in ("ddp", "fsdp2")]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
-    done = subprocess.run(
-        [*launcher, *as_arguments(*jobs)],
-        env=environment(), capture_output=True, text=True, check=False, timeout=900,
-    )  # fmt: skip
+    done = torchrun(as_arguments(*jobs))
     assert done.returncode == 0, done.stderr[-8000:]
     return root
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from tiny_sam3 import Job, as_arguments, train
 from tiny_sets import write_sets
-from tiny_training import environment, losses
+from tiny_training import losses, torchrun
 
 pytestmark = pytest.mark.slow
 
@@ -25,14 +23,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs = [Job(str(root / name), data, name) for name in ("ddp", "fsdp2")]
     jobs.append(Job(str(root / "fsdp2_recompute"), data, "fsdp2", run={"recompute": ["*detr_encoder.layers.*"]}))
     train(Job(str(root / "single"), data))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
-    done = subprocess.run(
-        [*launcher, *as_arguments(*jobs)],
-        env=environment(), capture_output=True, text=True, check=False, timeout=900,
-    )  # fmt: skip
+    done = torchrun(as_arguments(*jobs))
     assert done.returncode == 0, done.stderr[-8000:]
     return root
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -129,6 +132,17 @@ def losses(folder: Path | str) -> list[dict[str, float]]:
 
 def environment() -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+def torchrun(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """A program with its arguments in two processes with gloo, on a port that was free a moment ago."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", port]
+    return subprocess.run(
+        [*launcher, *arguments], env=environment(), capture_output=True, text=True, check=False, timeout=900
+    )
 
 
 def as_arguments(*jobs: Job) -> list[str]:

@@ -32,6 +32,7 @@ class Linear8:
     packed: Tensor  # (out, in) int8, in oneDNN's order
     scale: Tensor  # (out,) float32, of a level
     bias: Tensor  # (out,) float32
+    zero: Tensor  # (out,) long: which level of the weights is 0, as oneDNN wants to be told
 
     @staticmethod
     def of(weight: Tensor, bias: Tensor) -> Linear8:
@@ -39,7 +40,10 @@ class Linear8:
         exact = weight.float()
         scale = exact.abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / LEVELS
         levels = (exact / scale[:, None]).round_().to(torch.int8)
-        return Linear8(torch.ops.onednn.qlinear_prepack(levels, None), scale, bias.float().clone())
+        return Linear8(
+            torch.ops.onednn.qlinear_prepack(levels, None), scale, bias.float().clone(),
+            torch.zeros(len(scale), dtype=torch.long),
+        )  # fmt: skip
 
     def __call__(self, x: Tensor, *, then: Literal["none", "gelu"] = "none", add: Tensor | None = None) -> Tensor:
         """x (..., in) to (..., out) in the precision of x; `add` (..., out) is added."""
@@ -58,8 +62,7 @@ class Linear8:
         """(rows, in) to (rows, out), both float32."""
         scale = x.abs().amax(1, keepdim=True).clamp_min_(torch.finfo(torch.float32).tiny) / LEVELS
         levels = (x / scale).add_(LEVELS + 1.5).to(torch.uint8)  # 0 is level 128; what follows the point is cut off
-        zeros = torch.zeros(len(self.scale), dtype=torch.long)
         made = torch.ops.onednn.qlinear_pointwise(
-            levels, 1.0, LEVELS + 1, self.packed, self.scale, zeros, None, 1.0, 0, torch.float32, "none", [], ""
+            levels, 1.0, LEVELS + 1, self.packed, self.scale, self.zero, None, 1.0, 0, torch.float32, "none", [], ""
         )
         return made.mul_(scale).add_(self.bias)
