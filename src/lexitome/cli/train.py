@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -98,7 +99,9 @@ def train(  # noqa: PLR0913 - the signature is the command line
     cache: Annotated[
         Path | None, typer.Option("--cache", metavar="DIR", help="Decoded pictures; by default RUN/decoded.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in RUN.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in RUN; with --set run.steps=N make it longer.")
+    ] = False,
     plan_only: Annotated[bool, typer.Option("--plan", help="Say what would be trained and why, and stop.")] = False,
     debug: Debug = False,
 ) -> None:
@@ -110,10 +113,10 @@ def train(  # noqa: PLR0913 - the signature is the command line
     need_packages("train")
     place = cache or out / CACHE
     if resume:
-        if recipe or data or start or settings or concept or unit_pattern or plan_only:
-            remedy = "Name only -o RUN (and --cache), or choose another folder to begin anew."
+        if recipe or data or start or concept or unit_pattern or plan_only:
+            remedy = "Name only -o RUN (and --cache, or --set run.steps=N for more), or begin anew in another folder."
             raise InputError("lexitome train", "--resume takes data and settings from the run", remedy)
-        _continue(out, place)
+        _continue(out, place, settings or [])
     else:
         asked = Request(recipe, tuple(data or ()), _start(start), concept, unit_pattern, tuple(settings or ()), minutes)
         _begin(asked, out, place, plan_only=plan_only)
@@ -185,18 +188,19 @@ def _refuse_old_run(out: Path) -> None:
         raise InputError(out, "holds a run already", "Continue it with --resume, or choose another folder with -o.")
 
 
-def _continue(out: Path, cache: Path) -> None:
+def _continue(out: Path, cache: Path, settings: Sequence[str]) -> None:
     from lexitome.recipes import run
     from lexitome.recipes.machine import usable_cores
 
     others = {train_sam3.KIND: train_sam3.go_on, train_meddinov3.KIND: train_meddinov3.go_on}
     if (kind := run.kind_of_run(out)) in others:
-        others[kind](out, cache, _say)
+        others[kind](out, cache, _say, settings)
         return
     if any(out.glob(f"*/{run.RECIPE}")) and not (out / run.RECIPE).is_file():
         raise InputError(out, "holds specialists", "Type the command that began them again: it continues them.")
     job = run.Job.load(out)
     with run.claimed(out):
+        job = run.lengthened(job, settings, out)
         if changed := run.changed_start(job):
             _say(f"start        {job.recipe.start} {changed}: the run goes on with its own weights")
         threads = job.recipe.run.threads and min(job.recipe.run.threads, usable_cores())  # this may be another computer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -62,13 +62,14 @@ def begin(asked: Request, out: Path, cache: Path, say: Say, *, plan_only: bool) 
         _finish(job, task, out, say)
 
 
-def go_on(out: Path, cache: Path, say: Say) -> None:
-    """Continue the run in a folder."""
+def go_on(out: Path, cache: Path, say: Say, settings: Sequence[str]) -> None:
+    """Continue the run in a folder; `settings` as `recipes.run.lengthened`."""
     from lexitome.data.sources.find import find_sets
     from lexitome.recipes import meddinov3_run, run
 
     job = meddinov3_run.MedDinov3Job.load(out)
     with run.claimed(out):
+        job = run.lengthened(job, settings, out)
         found = find_sets(job.data, concept=job.concept, unit_pattern=job.unit_pattern)
         (dataset,) = run.prepare_splits([meddinov3_run.the_one(found)], out, resume=True)
         task = meddinov3_run.task_of(job, meddinov3_run.open_shelf(job, dataset, cache, say))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -51,13 +51,14 @@ def begin(asked: Request, out: Path, cache: Path, say: Say, *, plan_only: bool) 
         _finish(job, source, out, say)
 
 
-def go_on(out: Path, cache: Path, say: Say) -> None:
-    """Continue the run in a folder."""
+def go_on(out: Path, cache: Path, say: Say, settings: Sequence[str]) -> None:
+    """Continue the run in a folder; `settings` as `recipes.run.lengthened`."""
     from lexitome.data.sources.find import find_sets
     from lexitome.recipes import run, sam3_run
 
     job = sam3_run.Sam3Job.load(out)
     with run.claimed(out):
+        job = run.lengthened(job, settings, out)
         found = find_sets(job.data, concept=job.concept, unit_pattern=job.unit_pattern)
         source = sam3_run.open_source(job, run.prepare_splits(found, out, resume=True), cache, say)
         sam3_run.train(job, source, sam3_run.resume(job, out), out, again=True)

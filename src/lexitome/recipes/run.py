@@ -41,6 +41,7 @@ from lexitome.models.compact import CompactNet
 from lexitome.models.compact_weights import Storage, load_folder
 from lexitome.models.efficientnet_lite import EfficientNetLite
 from lexitome.recipes.compact import IMAGENET, CompactRecipe
+from lexitome.recipes.overrides import override
 from lexitome.training.compact import CompactTask, build_compact, compact_loss
 from lexitome.training.engine import FitResult, Precision, fit, moved, shares
 from lexitome.training.export import Before, load_average, run_state, write_model
@@ -98,6 +99,24 @@ def save_job(job: Any, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / RECIPE) as temporary:
         temporary.write_text(json.dumps(asdict(job), indent=1), encoding="utf-8")
+
+
+def lengthened(job: J, settings: Sequence[str], folder: Path) -> J:
+    """A job of any kind of recipe with the `run.steps` that `settings` ask for, kept in its run folder.
+
+    Raises:
+        InputError: they ask for something else, or for fewer steps.
+    """
+    if not settings:
+        return job
+    before = job.recipe  # type: ignore[attr-defined]
+    after = override(before, settings)
+    if replace(after, run=replace(after.run, steps=before.run.steps)) != before or after.run.steps < before.run.steps:
+        cause = f"{' '.join(settings)} does not fit a run of {before.run.steps:,} steps that goes on"
+        raise InputError("--set", cause, "Ask for more steps (--set run.steps=N), or begin anew in another folder.")
+    longer: J = replace(job, recipe=after)  # type: ignore[type-var]
+    save_job(longer, folder)
+    return longer
 
 
 def kind_of_run(folder: Path) -> str:

@@ -304,7 +304,10 @@ def _look_at(setting: Setting, resume: bool) -> None:
     if resume and not found:
         raise InputError(folder.parent, "holds no run to continue", "Leave --resume out, or name the run's folder.")
     if found:
-        difference = checkpoint.first_difference(checkpoint.read_state(found)["config"], setting.config)
+        before = checkpoint.read_state(found)["config"]
+        if before["run"]["steps"] < setting.run.steps:  # made longer: its rates are now those of the longer
+            before["run"]["steps"] = setting.run.steps
+        difference = checkpoint.first_difference(before, setting.config)
         if difference:
             remedy = "Resume with the settings of the run, or choose another folder."
             raise InputError(folder.parent, f"holds a run with other settings: {difference}", remedy)
@@ -433,7 +436,10 @@ def parts_ahead(setting: Setting, first: int) -> Iterator[Iterator[list[Part]]]:
         ranges = shares(task.images(step), team.size, team.rank, run.accumulate)
         return [Part(task.batch(step, r or range(1)), float(bool(r))) for r in ranges]
 
-    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    # Alone: a second team of threads, which torch would start for it, would wait in loops and take the cores from the
+    # one that trains. What was said in that thread would hold for all that are started later, so it is said again.
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(1, "batches", initializer=torch.set_num_threads, initargs=(1,))
 
     def stream() -> Iterator[list[Part]]:
         queue: deque[Future[list[Part]]] = deque()
@@ -448,6 +454,7 @@ def parts_ahead(setting: Setting, first: int) -> Iterator[Iterator[list[Part]]]:
         yield stream()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        torch.set_num_threads(threads)
 
 
 class StopRequest:

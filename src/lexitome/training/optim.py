@@ -253,7 +253,7 @@ def _biases_and_norms(model: nn.Module) -> set[str]:
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
     """AdamW over `param_groups`, after `apply_freeze`."""
     apply_freeze(model, config.freeze)
-    return torch.optim.AdamW(param_groups(model, config), lr=config.lr, betas=config.betas)
+    return torch.optim.AdamW(param_groups(model, config), lr=config.lr, betas=config.betas, fused=True)
 
 
 def lr_factor(step: int, steps: int, config: OptimConfig) -> float:
