@@ -218,10 +218,11 @@ def _like(target: Tensor, value: Tensor) -> Tensor:
 
 
 def first_difference(stored: Mapping[str, Any], current: Mapping[str, Any]) -> str | None:
-    """The first field in which two configurations differ, in words; both as `json` reads them."""
+    """The first field in which two configurations differ, in words; both as `json` reads them. A field that `stored`
+    lacks is new, and its default does as the earlier version did."""
     before, now = dict(_flat("", stored)), dict(_flat("", current))
-    for field in (*now, *(before.keys() - now.keys())):
-        if before.get(field) != now.get(field) or (field in before) != (field in now):
+    for field in before:
+        if field not in now or before[field] != now[field]:
             return f"{field} is {now.get(field)!r}, the run began with {before.get(field)!r}"
     return None
 

@@ -47,6 +47,12 @@ def test_a_stopped_run_goes_on_and_says_what_to_type_next(
     said = capsys.readouterr().out
     assert "test part" in said and f"lexitome evaluate --model {out / 'model'}" in said
     assert load_sam3(out / "model").settings["trained"]
+    for refused in ("run.steps=2", "optim.lr=1"):
+        assert main(["train", "--resume", "-o", str(out), "--set", refused]) == BAD_INPUT
+        assert "Ask for more steps (--set run.steps=N)" in capsys.readouterr().err
+    assert main(["train", "--resume", "-o", str(out), "--set", "run.steps=4"]) == OK
+    assert main(["train", "--resume", "-o", str(out)]) == OK
+    assert steps_of(out) == [1, 2, 3, 4]
     assert main(typed("medical-sam3", data, out, "run.steps=3")) == BAD_INPUT
     assert "holds a run already" in capsys.readouterr().err
 

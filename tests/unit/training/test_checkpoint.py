@@ -191,7 +191,8 @@ def test_damaged_tensors_are_refused(tmp_path: Path) -> None:
         ({"run": {"seed": 0, "steps": 9}}, {"run": {"seed": 1, "steps": 9}}, "run.seed is 1, the run began with 0"),
         ({"optim": {"groups": [["a", 1.0]]}}, {"optim": {"groups": []}}, "optim.groups is [], "),
         ({"recipe": {"data": "x"}}, {"recipe": {}}, "recipe"),
-        ({}, {"ema": None}, "ema"),
+        ({"ema": None, "lr": 1}, {"lr": 1}, "ema"),
+        ({"run": {"seed": 0}}, {"run": {"seed": 0, "of a later version": 1}}, None),
     ],
 )
 def test_the_differing_field_is_named(before: dict, now: dict, words: str | None) -> None:

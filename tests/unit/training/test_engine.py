@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,14 +19,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).parent))
-from tiny_training import BrightPixels, Job, Net, Pictures, as_arguments, environment, losses, train
+from tiny_training import BrightPixels, Job, Net, Pictures, as_arguments, environment, logged, losses, train
 
 from lexitome.errors import InputError
 from lexitome.training import checkpoint
 from lexitome.training.engine import RunConfig, TrainingStopped, fit, shares
 from lexitome.training.optim import OptimConfig
+from lexitome.training.parallel import LONG_ATTENTION, forward_in_bf16
 
 FILES = ("model", "average", "optimizer")
 
@@ -220,7 +224,7 @@ def test_resuming_a_finished_run_changes_nothing(tmp_path: Path) -> None:
     ("change", "words"),
     [
         ({"run": {"seed": 3}}, "run.seed is 3, the run began with 0"),
-        ({"run": {"steps": 7}}, "run.steps is 7"),
+        ({"run": {"steps": 5}}, "run.steps is 5"),
         ({"run": {"precision": "bf16"}}, "run.precision"),
         ({"run": {"ema": None}}, "run.ema"),
         ({"lr": 0.5}, "optim.lr is 0.5"),
@@ -241,6 +245,18 @@ def test_settings_that_decide_nothing_may_change(tmp_path: Path) -> None:
     other = {"accumulate": 2, "checkpoint_every": 1, "validate_every": 3, "prefetch": 0}
     result, _ = train(replace(job, resume=True, task={}, run={"steps": 6, **other}))
     assert result.step == 6
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path: Path) -> None:
+    """It takes up the rates of the longer run where that would be; a shorter one is refused (above)."""
+    train(Job(str(tmp_path / "run"), run={"steps": 6}))
+    train(Job(str(tmp_path / "run"), run={"steps": 9}, resume=True))
+    train(Job(str(tmp_path / "whole"), run={"steps": 9}))
+    longer, whole = logged(tmp_path / "run"), logged(tmp_path / "whole")
+    assert [row["step"] for row in longer] == list(range(1, 10))
+    rates, wanted = ([row["lr"] for row in rows] for rows in (longer, whole))
+    assert rates[6:] == wanted[6:] and rates[3:6] != wanted[3:6]
+    assert train(Job(str(tmp_path / "run"), run={"steps": 9}, resume=True))[0].step == 9
 
 
 def test_starting_anew_over_a_run_is_refused_and_resuming_nothing_too(tmp_path: Path) -> None:
@@ -351,6 +367,51 @@ def test_batches_are_drawn_while_the_model_works(tmp_path: Path) -> None:
         rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
         waits[prefetch] = statistics.median(row["waiting"] for row in rows[2:8])
     assert waits[0] > 0.35 and waits[2] < 0.15
+
+
+def test_batches_are_drawn_by_one_thread_and_the_model_keeps_its_own(tmp_path: Path) -> None:
+    drawing, others = [], []
+
+    @dataclass(frozen=True)
+    class Counting(BrightPixels):
+        def batch(self, step: int, indices: range) -> Pictures:
+            if threading.current_thread() is not threading.main_thread():  # which validates
+                drawing.append(torch.get_num_threads())
+            return super().batch(step, indices)
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        fit(Net(), Counting(), OptimConfig(0.01), RunConfig(2, precision="fp32"), tmp_path)
+        later = threading.Thread(target=lambda: others.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert set(drawing) == {1} and torch.get_num_threads() == 2 and others == [2]
+    finally:
+        torch.set_num_threads(before)
+
+
+class Attending(nn.Module):
+    def forward(self, query: Tensor, mask: Tensor | None = None) -> Tensor:
+        seen = F.scaled_dot_product_attention(query.bfloat16(), query.bfloat16(), query.bfloat16(), attn_mask=mask)
+        assert seen.dtype == torch.bfloat16
+        return seen
+
+
+@pytest.mark.parametrize(("keys", "exact"), [(40, True), (LONG_ATTENTION + 8, False)])
+def test_short_attention_in_half_precision_is_computed_in_float32(keys: int, exact: bool) -> None:
+    """Exact but for the rounding of what comes in and goes out; the mask counts, and outside all is as it was."""
+    model, query = Attending(), torch.randn(2, 3, keys, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mask = torch.zeros(2, 1, keys, keys).masked_fill(torch.arange(keys) > keys // 2, -math.inf).bfloat16()
+    rounded = query.detach().bfloat16().float()
+    expected = F.scaled_dot_product_attention(rounded, rounded, rounded, attn_mask=mask.float()).bfloat16().float()
+    with forward_in_bf16(model, torch.device("cpu"), True):
+        inside = model(query, mask)
+    (slope,) = torch.autograd.grad(inside.square().sum(), query)
+    assert torch.equal(inside, expected) == exact and torch.isfinite(slope).all() and slope.abs().sum() > 0
+    torch.testing.assert_close(inside, expected, atol=2e-2, rtol=2e-2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not torch.equal(model(query, mask).float(), expected)
 
 
 def test_frozen_parts_and_unused_ones_keep_their_values(tmp_path: Path) -> None:

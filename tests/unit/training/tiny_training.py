@@ -126,8 +126,13 @@ def train(job: Job) -> tuple[FitResult, Net]:
 
 def losses(folder: Path | str) -> list[dict[str, float]]:
     """Terms of every logged step."""
+    return [{"step": row["step"], **row["terms"]} for row in logged(folder)]
+
+
+def logged(folder: Path | str) -> list[dict[str, Any]]:
+    """Every logged step."""
     rows = [json.loads(line) for line in (Path(folder) / "log.jsonl").read_text().splitlines()]
-    return [{"step": row["step"], **row["terms"]} for row in rows if row["kind"] == "train"]
+    return [row for row in rows if row["kind"] == "train"]
 
 
 def environment() -> dict[str, str]:
