@@ -48,7 +48,8 @@ Tasks = Annotated[
     typer.Option(
         "--task",
         metavar="TASK",
-        help="knn, linear, sgd, abmil (volumes), segment, explore; repeatable. By default all that fit, but sgd.",
+        help="knn, linear, sgd, abmil (volumes), segment, register, explore; repeatable. By default all that fit, but "
+        "sgd and register.",
     ),
 ]
 Intensity = Annotated[

@@ -28,11 +28,12 @@ from lexitome.data.sources.classes import ClassifiedSet, is_classified, load_cla
 from lexitome.data.sources.find import find_sets
 from lexitome.data.splits import read_splits, resume_splits, write_splits
 from lexitome.errors import InputError
-from lexitome.evaluation.probing import dense
+from lexitome.evaluation.probing import dense, registration
 from lexitome.evaluation.probing.dense import DenseConfig
 from lexitome.evaluation.probing.linear import CS, check_sklearn
 from lexitome.evaluation.probing.neighbours import KS, TEMPERATURE
-from lexitome.evaluation.probing.tables import percent, write_report
+from lexitome.evaluation.probing.registration import RegistrationConfig, check_skimage
+from lexitome.evaluation.probing.tables import OUTLINES, percent, write_report
 from lexitome.evaluation.probing.volumes import AttentionConfig, Pooling
 from lexitome.evaluation.runner import progress
 from lexitome.evaluation.statistics import DRAWS
@@ -40,7 +41,7 @@ from lexitome.io.atomic import replacing
 from lexitome.io.locks import Held, holding
 from lexitome.models.encoders import Encoder, load_encoder
 
-Task = Literal["knn", "linear", "sgd", "abmil", "segment", "explore"]
+Task = Literal["knn", "linear", "sgd", "abmil", "segment", "register", "explore"]
 TASKS: tuple[Task, ...] = get_args(Task)
 PARTS, SPLITS, RESULTS = "parts", "splits", "probe.json"
 AUTO = "auto"
@@ -57,7 +58,7 @@ class ProbeRecipe:
         encoders: names, see `models.encoders`.
         sides: of the square pictures, in pixels.
         tasks: none for what the data permit: knn and linear for images with classes, abmil too where they are volumes,
-            segment for annotated sets, and explore.
+            segment for annotated sets, and explore. sgd and register have to be asked for.
         intensity: a policy of `data.encoder_input`; "auto" takes the one each encoder was trained with.
         precision: of the encoder; "auto" is bfloat16 where the processor has instructions for it.
         ks, temperature: of k-NN.
@@ -79,6 +80,7 @@ class ProbeRecipe:
     pooling: tuple[Pooling, ...] = ("mean", "max")
     attention: AttentionConfig = field(default_factory=AttentionConfig)
     dense: DenseConfig = field(default_factory=DenseConfig)
+    registration: RegistrationConfig = field(default_factory=RegistrationConfig)
     batch: int = 16
     draws: int = DRAWS
     seed: int = 0
@@ -209,8 +211,10 @@ def run(recipe: ProbeRecipe, material: Material, out: Path, cache: Path, say: Sa
 def _check_tasks(recipe: ProbeRecipe, material: Material) -> None:
     if not recipe.tasks or {"linear", "explore"} & set(recipe.tasks):
         check_sklearn()
-    if "segment" in recipe.tasks and not material.annotated:
-        raise InputError("--task", "segment needs images with masks", "Name a folder of them with --data.")
+    if "register" in recipe.tasks:
+        check_skimage()
+    if (outlines := sorted(set(OUTLINES) & set(recipe.tasks))) and not material.annotated:
+        raise InputError("--task", f"{outlines[0]} needs images with masks", "Name a folder of them with --data.")
     if {"knn", "linear", "sgd", "abmil"} & set(recipe.tasks) and not material.classified:
         raise InputError("--task", "needs images with classes", "Name a folder with one folder for each class.")
     if "abmil" in recipe.tasks and all(each.dataset.dims == 2 for each in material.classified):
@@ -237,9 +241,10 @@ def _probe(setting: Setting, material: Material, say: Say) -> list[Entry]:
             explore_classes(found, data, items, setting)
     for dataset in material.annotated:
         cached = open_cache(dataset, setting.cache / "decoded")
-        if "segment" in (tasks or TASKS):
-            begin = partial(_segment, cached, setting)
-            entries += _kept(setting, material, dataset, "segment", begin, say)
+        for task, probe in (("segment", _segment), ("register", _register)):
+            if task in (tasks or ("segment",)):
+                begin = partial(probe, cached, setting)
+                entries += _kept(setting, material, dataset, task, begin, say)
         if "explore" in (tasks or TASKS):
             explore_annotated(cached, setting)
     return entries
@@ -250,7 +255,7 @@ def _kept(
 ) -> list[Entry]:
     """The results of a part: of an earlier run if nothing that they depend on has changed."""
     recipe = {name: value for name, value in asdict(setting.recipe).items() if name in _MATTERS[task]}
-    depends = [setting.key(dataset.name, dense=task == "segment").folder, task, recipe, material.splits[dataset.name]]
+    depends = [setting.key(dataset.name, dense=task in OUTLINES).folder, task, recipe, material.splits[dataset.name]]
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
     place = setting.out / PARTS / f"{digest}.json"
     if place.is_file():
@@ -275,6 +280,7 @@ def _kept(
 _MATTERS = {
     "knn": ("ks", "temperature", "pooling", "draws", "seed"), "linear": ("cs", "pooling", "draws", "seed"),
     "sgd": ("pooling", "draws", "seed"), "abmil": ("attention", "draws", "seed"), "segment": ("dense", "draws", "seed"),
+    "register": ("registration", "draws", "seed"),
 }  # fmt: skip
 """Fields of the recipe that a task depends on."""
 
@@ -282,9 +288,9 @@ _MATTERS = {
 def _line(entry: Entry) -> str:
     """A result for the screen."""
     where = f"{entry['dataset']}, {entry['encoder']} at {entry['side']}"
-    if entry["task"] == "segment":
-        dice = entry["dice"]
-        return f"segment      {where}: Dice {percent(dice)} of {entry['cases']} test cases"
+    if entry["task"] in OUTLINES:
+        before = f", {percent(entry['before'])} as they lie" if "before" in entry else ""
+        return f"{entry['task']:<12} {where}: Dice {percent(entry['dice'])} of {entry['cases']} test cases{before}"
     scores = entry["scores"]
     how = entry["features"] + (f", {entry['pooling']} over slices" if entry["pooling"] else "")
     said_ = ", ".join(f"{name.replace('_', ' ')} {percent(value)}" for name, value in scores.items() if value)
@@ -317,14 +323,30 @@ def _state(case: Case) -> str:
     return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
-def _segment(cached: CachedDataset, setting: Setting) -> list[Entry]:
-    recipe = setting.recipe
+def _maps(cached: CachedDataset, setting: Setting) -> Features:
     if not any(row.split == "test" for row in cached.rows):
         raise InputError(cached.dataset.root, "has no test part: there are fewer than three subjects", "Add subjects.")
-    found = setting.features(cached_items(cached, setting), cached.dataset.name, dense=True)
+    return setting.features(cached_items(cached, setting), cached.dataset.name, dense=True)
+
+
+def _segment(cached: CachedDataset, setting: Setting) -> list[Entry]:
+    recipe = setting.recipe
+    found = _maps(cached, setting)
     with progress("segment", recipe.dense.steps, 0, shown=True) as advance:
         result = dense.probe(
             found, cached, recipe.dense, seed=recipe.seed, draws=recipe.draws,
             advance=lambda: advance(f"{setting.encoder.name} {setting.side} {cached.dataset.name}"),
         )  # fmt: skip
     return [{"decoder": recipe.dense.decoder, **result}]
+
+
+def _register(cached: CachedDataset, setting: Setting) -> list[Entry]:
+    recipe = setting.recipe
+    found = _maps(cached, setting)
+    count = len(registration.drawn_pairs(cached, recipe.registration, recipe.seed))
+    with progress("register", count, 0, shown=True) as advance:
+        result = registration.probe(
+            found, cached, recipe.registration, seed=recipe.seed, draws=recipe.draws,
+            advance=lambda: advance(f"{setting.encoder.name} {setting.side} {cached.dataset.name}"),
+        )  # fmt: skip
+    return [result]

@@ -109,6 +109,23 @@ def test_outlines_and_a_sweep(tmp_path: Path) -> None:
     assert sum(line.startswith("segment") for line in said) == 4
 
 
+def test_outlines_are_carried_over_where_it_is_asked(tmp_path: Path) -> None:
+    rng, cases = np.random.default_rng(2), {}
+    for i in range(10):
+        mask = disc(48, *rng.uniform(14, 34, 2), 8).astype(np.uint8)
+        cases[f"case{i}"] = (painted(mask, i), mask)
+    data = save_set(tmp_path / "discs", cases, {1: "polyp"})
+    recipe = replace(RECIPE, encoders=("random:tiny", "random:s"), sides=(64,), tasks=("register", "segment"))
+    entries, said = probed(recipe, [data], tmp_path / "run")
+    carried = [entry for entry in entries if entry["task"] == "register"]
+    assert [entry["pairs"] for entry in carried] == [10, 10] and carried[0]["before"] == carried[1]["before"]
+    assert all(0 <= entry["matched"] <= 1 and entry["cases"] == 2 for entry in carried)
+    page = (tmp_path / "run" / "probe.md").read_text()
+    assert "2 test cases in 10 pairs with training pictures" in page and "| pairs that matched |" in page
+    assert sum(line.startswith("register") and "as they lie" in line for line in said) == 2
+    assert "discs,register,random:s,64" in (tmp_path / "run" / "probe.csv").read_text()
+
+
 def test_changed_files_stop_a_run(stripes: Path, tmp_path: Path) -> None:
     data = striped(tmp_path / "mine", 5)
     open_data([data], tmp_path / "run")
@@ -131,7 +148,9 @@ def test_a_recipe_refuses_what_cannot_be(change: dict, words: str) -> None:
         replace(RECIPE, **change)
 
 
-@pytest.mark.parametrize(("task", "words"), [("segment", "images with masks"), ("abmil", "needs volumes")])
+@pytest.mark.parametrize(
+    ("task", "words"), [("segment", "images with masks"), ("register", "images with masks"), ("abmil", "needs volumes")]
+)
 def test_tasks_need_their_data(stripes: Path, tmp_path: Path, task: str, words: str) -> None:
     with pytest.raises(InputError, match=words):
         probed(replace(RECIPE, tasks=(task,)), [stripes], tmp_path)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,8 @@ from torch.nn import functional as F
 from lexitome.data.cache import CachedDataset
 from lexitome.data.dataset import UNKNOWN_CODE
 from lexitome.data.features import Features
-from lexitome.evaluation.statistics import DRAWS, Stratum, mean_intervals, mean_of_columns
+from lexitome.evaluation.probing.outlines import outline_scores, pixel_counts
+from lexitome.evaluation.statistics import DRAWS
 from lexitome.models.dinov3.decoders import DecoderName, build_decoder
 
 _IGNORED = -100
@@ -59,9 +60,7 @@ def probe(
         advance: called after each step.
 
     Returns:
-        "targets": name to the interval of its Dice over test cases that show it; "dice": the mean over targets with
-        its interval; "cases" and "pictures" of the test part; "by_case": stem to its subject and its Dice of each of
-        the targets that "dice" is about (None where it shows none), so that runs can be compared case by case.
+        as `outlines.outline_scores`, and "pictures" of the test part.
     """
     assert len(features.stems) == len(cached.rows), "features of other pictures"
     rows = {part: [i for i, row in enumerate(cached.rows) if row.split == part] for part in ("train", "test")}
@@ -74,10 +73,10 @@ def probe(
         predicted = _predicted(net, features, some, cached.codes.shape[1])
         for index, codes in zip(some, predicted, strict=True):
             row = cached.rows[index]
-            found = _counts(cached, index, np.asarray(classes)[codes])
+            found = pixel_counts(cached, index, np.asarray(classes)[codes])
             counts[row.stem] = counts.get(row.stem, 0) + found
             units[row.stem] = row.unit
-    return _scores(cached, counts, units, seed, draws) | {"pictures": len(rows["test"])}
+    return outline_scores(cached, counts, units, seed=seed, draws=draws) | {"pictures": len(rows["test"])}
 
 
 def _classes(cached: CachedDataset) -> tuple[list[int], NDArray[np.int64]]:
@@ -159,46 +158,3 @@ def _reference(cached: CachedDataset, row: int, lookup: NDArray[np.int64], most:
 def _predicted(net: nn.Module, features: Features, rows: Sequence[int], side: int) -> NDArray[np.int64]:
     """(n, S, S) classes."""
     return np.concatenate([net(_maps(features, [row]), side).argmax(1).numpy() for row in rows])
-
-
-def _counts(cached: CachedDataset, row: int, predicted: NDArray[np.integer]) -> NDArray[np.float64]:
-    """(targets, 3) pixels predicted, wanted and both; NaN for a target that was not annotated in this picture."""
-    codes, unknown = cached.codes[row], set(cached.rows[row].unknown)
-    judged = codes != UNKNOWN_CODE
-    found = np.full((len(cached.dataset.targets), 3), np.nan)
-    for index, target in enumerate(cached.dataset.targets):
-        if unknown & set(target.labels):
-            continue
-        asked, wanted = np.isin(predicted, target.codes) & judged, np.isin(codes, target.codes)
-        found[index] = asked.sum(), wanted.sum(), (asked & wanted).sum()
-    return found
-
-
-def _scores(
-    cached: CachedDataset, counts: dict[str, NDArray[np.float64]], units: dict[str, str], seed: int, draws: int
-) -> Entry:
-    """Dice of each case over all its pictures, then means over cases that show the target, then over targets."""
-    names = [target.name for target in cached.dataset.targets]
-    stems = sorted(counts)
-    if not stems:
-        return {"targets": {}, "dice": None, "cases": 0, "by_case": {}}
-    asked, wanted, both = np.moveaxis(np.stack([counts[stem] for stem in stems]), 2, 0)
-    with np.errstate(invalid="ignore"):
-        dice = np.where(wanted > 0, 2 * both / (asked + wanted), np.nan)
-    subjects = np.unique([units[stem] for stem in stems], return_inverse=True)[1]
-    shown = [i for i, target in enumerate(cached.dataset.targets) if np.isfinite(dice[:, i]).any()]
-    each = mean_intervals([Stratum.of(dice, subjects)], seed=seed, draws=draws)
-    own = [i for i in shown if not cached.dataset.targets[i].derived]
-    mean = mean_of_columns([_dropped(dice[:, own], subjects)], seed=seed, draws=draws) if own else None
-    return {
-        "targets": {names[i]: asdict(found) for i in shown if (found := each[i]) is not None},
-        "dice": mean and asdict(mean), "cases": len(stems),
-        "by_case": {stem: {"unit": units[stem], "dice": [round(float(v), 4) if np.isfinite(v) else None for v in row]}
-                    for stem, row in zip(stems, dice[:, own], strict=True)},
-    }  # fmt: skip
-
-
-def _dropped(dice: NDArray[np.float64], subjects: NDArray[np.integer]) -> Stratum:
-    """Without cases that show nothing: `mean_of_columns` wants a value of every unit."""
-    some = np.isfinite(dice).any(axis=1)
-    return Stratum.of(dice[some], np.unique(subjects[some], return_inverse=True)[1])

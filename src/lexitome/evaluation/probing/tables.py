@@ -17,6 +17,8 @@ from lexitome.io.atomic import replacing
 TABLE, SHEET, EXPLORED = "probe.md", "probe.csv", "explore"
 PLOTTED = "auc"
 """Of classes; of outlines it is Dice."""
+OUTLINES = ("segment", "register")
+"""Tasks whose score is Dice."""
 
 Entry = dict[str, Any]
 
@@ -49,8 +51,9 @@ def _lines(entries: Sequence[Entry], plots: Sequence[str], *, explored: bool) ->
     ]  # fmt: skip
     for dataset in dict.fromkeys(entry["dataset"] for entry in entries):
         mine = [entry for entry in entries if entry["dataset"] == dataset]
-        classes = [entry for entry in mine if entry["task"] != "segment"]
+        classes = [entry for entry in mine if entry["task"] not in OUTLINES]
         outlines = [entry for entry in mine if entry["task"] == "segment"]
+        carried = [entry for entry in mine if entry["task"] == "register"]
         lines += ["", f"## {dataset}", ""]
         if classes:
             lines += [f"{classes[0]['cases']} test images; classes: {', '.join(classes[0]['classes'])}.", "",
@@ -61,6 +64,12 @@ def _lines(entries: Sequence[Entry], plots: Sequence[str], *, explored: bool) ->
             lines += [f"{outlines[0]['cases']} test cases, head: {outlines[0]['decoder']}.", "",
                       "| encoder | side | Dice, mean over targets | by target |", "|---|---|---|---|"]  # fmt: skip
             lines += [_outline_line(entry) for entry in outlines]
+        if carried:
+            lines += ["", f"{carried[0]['cases']} test cases in {carried[0]['pairs']} pairs with training pictures. "
+                      f"Dice of outlines as they lie: {percent(carried[0]['before'])}.", "",
+                      "| encoder | side | pairs that matched | Dice, mean over targets | by target |",
+                      "|---|---|---|---|---|"]  # fmt: skip
+            lines += [_carried_line(entry) for entry in carried]
     lines += ["", *(f"![{plot}]({plot})" for plot in plots), ""]
     if explored:
         seen = "Patches in colours, nearest neighbours, all test images in a plane"
@@ -77,8 +86,16 @@ def _class_line(entry: Entry, best: Sequence[Entry]) -> str:
 
 
 def _outline_line(entry: Entry) -> str:
-    each = "; ".join(f"{name} {100 * found['mean']:.1f}" for name, found in entry["targets"].items())
-    return f"| {entry['encoder']} | {entry['side']} | {percent(entry['dice'])} | {each} |"
+    return f"| {entry['encoder']} | {entry['side']} | {percent(entry['dice'])} | {_by_target(entry)} |"
+
+
+def _carried_line(entry: Entry) -> str:
+    matched = f"{100 * entry['matched']:.0f} %"
+    return f"| {entry['encoder']} | {entry['side']} | {matched} | {percent(entry['dice'])} | {_by_target(entry)} |"
+
+
+def _by_target(entry: Entry) -> str:
+    return "; ".join(f"{name} {100 * found['mean']:.1f}" for name, found in entry["targets"].items())
 
 
 def percent(interval: Entry | None) -> str:
@@ -114,7 +131,7 @@ def _plots(entries: Sequence[Entry], out: Path) -> list[str]:
         known = [point for point in points if point is not None]
         if len(known) < 2 or not available():
             continue
-        score = "Dice, mean over targets, %" if task == "segment" else "AUC, %"
+        score = "Dice, mean over targets, %" if task in OUTLINES else "AUC, %"
         figure = sweep_plot(known, f"{dataset}: {task} on frozen features", score)
         name = f"sweep-{task}-{dataset}"
         with replacing(out / f"{name}.svg") as temporary:
@@ -126,7 +143,7 @@ def _plots(entries: Sequence[Entry], out: Path) -> list[str]:
 
 
 def _point(entry: Entry) -> Point | None:
-    found = entry["dice"] if entry["task"] == "segment" else entry["scores"][PLOTTED]
+    found = entry["dice"] if entry["task"] in OUTLINES else entry["scores"][PLOTTED]
     if found is None:
         return None
     low, high = (None if found[end] is None else 100 * found[end] for end in ("low", "high"))
