@@ -14,7 +14,6 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import chain, islice, takewhile
 from pathlib import Path
@@ -176,7 +175,9 @@ def open_features(place: Path) -> Features:
 
 def ahead(found: Iterator[T], depth: int = AHEAD) -> Iterator[T]:
     """The same values, `depth` of them computed before they are asked for, in one thread."""
-    with ThreadPoolExecutor(1) as pool:
+    from lexitome.data.beside import beside
+
+    with beside() as pool:
         waiting = deque(pool.submit(lambda: list(islice(found, 1))) for _ in range(depth))
         while first := waiting.popleft().result():
             waiting.append(pool.submit(lambda: list(islice(found, 1))))

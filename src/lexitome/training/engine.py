@@ -31,6 +31,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
 
+from lexitome.data.beside import beside
 from lexitome.errors import InputError, Interrupted
 from lexitome.training import checkpoint
 from lexitome.training.optim import (
@@ -436,12 +437,7 @@ def parts_ahead(setting: Setting, first: int) -> Iterator[Iterator[list[Part]]]:
         ranges = shares(task.images(step), team.size, team.rank, run.accumulate)
         return [Part(task.batch(step, r or range(1)), float(bool(r))) for r in ranges]
 
-    # Alone: a second team of threads, which torch would start for it, would wait in loops and take the cores from the
-    # one that trains. What was said in that thread would hold for all that are started later, so it is said again.
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(1, "batches", initializer=torch.set_num_threads, initargs=(1,))
-
-    def stream() -> Iterator[list[Part]]:
+    def stream(pool: ThreadPoolExecutor) -> Iterator[list[Part]]:
         queue: deque[Future[list[Part]]] = deque()
         following = first
         for _ in range(first, run.steps):
@@ -450,11 +446,8 @@ def parts_ahead(setting: Setting, first: int) -> Iterator[Iterator[list[Part]]]:
                 following += 1
             yield queue.popleft().result()
 
-    try:
-        yield stream()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(threads)
+    with beside() as pool:
+        yield stream(pool)
 
 
 class StopRequest:
