@@ -25,6 +25,7 @@ import argparse
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
@@ -211,13 +212,16 @@ def trained(job: Sam3Job, own: Sequence[Dataset], model: Sam3Answerer, options: 
     recipe, folder = job.recipe, options.run / MODEL
     about = json.loads((folder / SIDECAR).read_text(encoding="utf-8"))
     net = load_sam3(folder).net  # the segmenter's takes its layers apart
+    log = read_log(options.run / LOG)
+    steps = [row for row in log if row["kind"] == "train" and row["step"] > recipe.optim.warmup]
     return {
         "name": recipe.name, "start": recipe.start, "prompts": recipe.sampling.prompts,
         "precision": recipe.run.precision, "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "megabytes": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6,
         "side": model.segmenter.net.side, "steps": recipe.run.steps, "best_step": about["steps"],
         "pictures": recipe.run.steps * recipe.sampling.images,
-        "minutes": trained_seconds(read_log(options.run / LOG)) / 60,
+        "minutes": trained_seconds(log) / 60,
+        "made_longer_after": [row["step"] for row, later in pairwise(steps) if later["lr"] > row["lr"]],
         "sha256": model.segmenter.weights, "licence": model.segmenter.licence,
         "sets": {dataset.name: sum(case.split == "train" for case in dataset.cases) for dataset in own},
     }  # fmt: skip

@@ -98,6 +98,8 @@ def how_trained(about: Entry, settings: Entry) -> list[str]:
         f"- {about['steps']:,} steps in {about['precision']}, {about['pictures']:,} pictures shown; its training steps "
         f"took {about['minutes']:.1f} minutes. The best checkpoint on validation pictures is of step "
         f"{about['best_step']:,}",
+        *(f"- After {step:,} steps, as many as it was to last, the run was made longer: its rate rose again there"
+          for step in about["made_longer_after"]),
         f"- {len(sets)} sets, {sum(sets.values()):,} training cases: {listed}",
         *([f"- Sets of volumes among these: {left}, not asked here"] if left else []),
         f"- Weights: {about['licence']}", "",
