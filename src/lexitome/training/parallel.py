@@ -207,9 +207,8 @@ class _ShortAttentionInFloat32(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
-        if func is not F.scaled_dot_product_attention or not torch.is_autocast_enabled("cpu"):
-            return func(*args, **given)
-        if args[1].shape[-2] > LONG_ATTENTION:
+        attends = func is F.scaled_dot_product_attention and torch.is_autocast_enabled("cpu")
+        if not attends or args[1].shape[-2] > LONG_ATTENTION:
             return func(*args, **given)
         with torch.autocast("cpu", enabled=False):
             seen: Tensor = func(*map(_exact, args), **{name: _exact(value) for name, value in given.items()})
