@@ -32,7 +32,7 @@ from lexitome.errors import InputError
 
 Strategy = Literal["single", "ddp", "fsdp2"]
 Loss = Callable[[nn.Module, Any, Tensor], dict[str, Tensor]]
-LONG_ATTENTION = 512
+LONG_ATTENTION = 400
 """Keys beyond which attention of a training step on a CPU is as quick in bf16."""
 
 
