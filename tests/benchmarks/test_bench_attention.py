@@ -1,4 +1,4 @@
-"""The benchmark of attention: both ways give the same, and the engine's does what it says."""
+"""The benchmark of attention: both ways give the same, and ours is what it says."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import pytest
 bench = pytest.importorskip("attention")
 
 
-@pytest.mark.parametrize("keys", [9, bench.LONG_ATTENTION + 8])
-def test_both_ways_are_timed_and_agree(keys: int) -> None:
-    row = bench.measure(keys, repeats=1)
-    assert row["times"] > 0 and row["in_float32"] == (keys <= bench.LONG_ATTENTION)
+@pytest.mark.parametrize("purpose", ["training", "frozen"])
+@pytest.mark.parametrize("keys", [9, 260, 408])
+def test_both_ways_are_timed_and_agree(purpose: str, keys: int) -> None:
+    row = bench.measure(purpose, keys, repeats=1)
+    assert row["times"] > 0 and row["changed"] == (keys != (408 if purpose == "training" else 9))
     assert all(0 < error < 0.03 for error in row["error"].values())
+    assert (row["error"]["torch"] != row["error"]["ours"]) == row["changed"]

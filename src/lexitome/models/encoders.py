@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from lexitome.errors import InputError
+from lexitome.models.attention import LongAttentionByHead
 from lexitome.models.catalog import find_model
 from lexitome.models.foundation import NEEDS, RANDOM, kind_of, locate
 
@@ -93,7 +94,8 @@ class Encoder:
     @torch.inference_mode()
     def encode(self, pictures: Tensor) -> tuple[Tensor, Tensor]:
         """(N, 3, S, S) to vectors (N, K, D) in the order of `kinds`, and maps (N, h, w, D); float32."""
-        cls, patches = self.run(pictures)
+        with LongAttentionByHead():
+            cls, patches = self.run(pictures)
         patches = patches.float()
         mean = patches.mean((1, 2))
         return torch.stack([cls.float(), mean] if cls is not None else [mean], 1), patches

@@ -24,16 +24,13 @@ from accelerate.utils import (
 )
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
-from torch.overrides import TorchFunctionMode
 
 from lexitome.errors import InputError
+from lexitome.models.attention import ShortAttentionInFloat32
 
 Strategy = Literal["single", "ddp", "fsdp2"]
 Loss = Callable[[nn.Module, Any, Tensor], dict[str, Tensor]]
-LONG_ATTENTION = 400
-"""Keys beyond which attention of a training step on a CPU is as quick in bf16."""
 
 
 def strategy_of_environment() -> Strategy:
@@ -191,32 +188,12 @@ def forward_in_bf16(model: nn.Module, device: torch.device, enabled: bool) -> It
     cast = torch.autocast(device.type, torch.bfloat16)(model.forward)
     model.forward = convert_outputs_to_fp32(cast)
     try:
-        with _ShortAttentionInFloat32() if device.type == "cpu" else nullcontext():
+        with ShortAttentionInFloat32() if device.type == "cpu" else nullcontext():
             yield
     finally:
         del model.forward
         if before is not None:
             model.forward = before
-
-
-class _ShortAttentionInFloat32(TorchFunctionMode):
-    """Attention to few keys is computed in float32 and its result rounded: going backward in bf16, torch's kernel for
-    CPUs pays a price for every head of every picture that is several times the work itself."""
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        given = kwargs or {}
-        attends = func is F.scaled_dot_product_attention and torch.is_autocast_enabled("cpu")
-        if not attends or args[1].shape[-2] > LONG_ATTENTION:
-            return func(*args, **given)
-        with torch.autocast("cpu", enabled=False):
-            seen: Tensor = func(*map(_exact, args), **{name: _exact(value) for name, value in given.items()})
-        return seen.to(torch.bfloat16)
-
-
-def _exact(value: Any) -> Any:
-    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _shard(model: nn.Module, device: str, size: int) -> None:

@@ -25,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from tiny_training import BrightPixels, Job, Net, Pictures, as_arguments, environment, logged, losses, train
 
 from lexitome.errors import InputError
+from lexitome.models.attention import SHORT
 from lexitome.training import checkpoint
 from lexitome.training.engine import RunConfig, TrainingStopped, fit, shares
 from lexitome.training.optim import OptimConfig
-from lexitome.training.parallel import LONG_ATTENTION, forward_in_bf16
+from lexitome.training.parallel import forward_in_bf16
 
 FILES = ("model", "average", "optimizer")
 
@@ -398,7 +399,7 @@ class Attending(nn.Module):
         return seen
 
 
-@pytest.mark.parametrize(("keys", "exact"), [(40, True), (LONG_ATTENTION + 8, False)])
+@pytest.mark.parametrize(("keys", "exact"), [(40, True), (SHORT + 8, False)])
 def test_short_attention_in_half_precision_is_computed_in_float32(keys: int, exact: bool) -> None:
     """Exact but for the rounding of what comes in and goes out; the mask counts, and outside all is as it was."""
     model, query = Attending(), torch.randn(2, 3, keys, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()

@@ -11,8 +11,8 @@ What is done otherwise, all of it exact but for rounding:
   mask decoder's convolutions of the two finer levels. A convolution is linear: that of "enlarged + lateral" is that of
   the one plus that of the other.
 - A 3 x 3 convolution of a map enlarged twofold is four 2 x 2 convolutions of the small map: 4 products instead of 9.
-- In bfloat16, attention goes head by head through three plain kernels on rows that stay in the processor's cache: less
-  than half the time of torch's flash attention on a CPU without AMX.
+- In bfloat16, attention goes head by head (`models.attention`): less than half the time of torch's flash attention on
+  a CPU without AMX.
 - The projection of pixels for instance masks is applied to the queries instead: hundreds, not tens of thousands.
 
 Not exact: the image trunk's products can be made of 8-bit numbers (`models.sam3.eight`), four fifths of all there is to
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lexitome.models.attention import by_head
 from lexitome.models.reading import release
 from lexitome.models.sam3.eight import Linear8
 from lexitome.models.sam3.network import Features, Outputs, Prompts, Sam3Net, _blocked, _of_each
@@ -37,9 +38,6 @@ from lexitome.models.sam3.network import Features, Outputs, Prompts, Sam3Net, _b
 Then = Literal["none", "gelu", "relu"]
 FUSED = hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.backends.mkldnn.is_available()
 """Whether this build of torch has oneDNN's products with something done to their results."""
-
-CACHED = 3 << 19
-"""Bytes of attention weights at a time, so that they stay in the second-level cache of a core or two."""
 
 
 class Known(NamedTuple):
@@ -77,19 +75,8 @@ def linear(x: Tensor, layer: nn.Linear, *, then: Then = "none", add: Tensor | No
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Softmax attention: (B, heads, T, size) each, scaled by the root of `size`, to (B, T, heads size)."""
-    batch, heads, tokens, size = q.shape
-    if q.dtype != torch.bfloat16:
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-    rows = max(32, CACHED // (k.shape[2] * k.element_size()))
-    seen = q.new_empty(batch, tokens, heads, size)
-    q = q * size**-0.5
-    for b in range(batch):
-        for h in range(heads):
-            keys, values = k[b, h].t(), v[b, h]
-            for first in range(0, tokens, rows):
-                weights = torch.mm(q[b, h, first : first + rows], keys).softmax(-1)
-                seen[b, first : first + rows, h] = torch.mm(weights, values)
-    return seen.flatten(2)
+    seen = by_head(q, k, v) if q.dtype == torch.bfloat16 else F.scaled_dot_product_attention(q, k, v)
+    return seen.transpose(1, 2).flatten(2)
 
 
 Projection = Callable[..., Tensor]
