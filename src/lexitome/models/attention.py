@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-SHORT = 400
+SHORT = 160
 """Keys up to which training is quicker in float32."""
-LONG = 200
+LONG = 220
 """Keys from which `by_head` is quicker."""
 CACHED = 3 << 19
 """Bytes of attention weights at a time, so that they stay in the second-level cache of a core or two."""

@@ -141,11 +141,11 @@ def medical_sam3() -> Sam3Recipe:
 
 
 def small_sam3() -> Sam3Recipe:
-    """What an hour on one core, or forty minutes on two, teaches a small SAM3 that knows nothing."""
+    """What an hour and a half on two cores teaches a small SAM3 that knows nothing."""
     return Sam3Recipe(
         "small-sam3", start=f"{RANDOM}small", optim=scratch_optim(),
         sampling=Sam3Sampling(side=168, images=8, prompts="mixed", box_chance=0.3),
-        run=RunConfig(steps=4500, clip=0.1, ema=0.998, validate_every=500), queries=3, epochs=0.0, validated=5,
+        run=RunConfig(steps=11_000, clip=0.1, ema=0.998, validate_every=500), queries=3, epochs=0.0, validated=5,
     )  # fmt: skip
 
 
