@@ -53,7 +53,7 @@ def test_a_plan_shows_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], "--data is missing"),
         (["--data", "nowhere"], "nowhere"),
-        (["--task", "guess"], "knn, linear, sgd, abmil, segment, explore"),
+        (["--task", "guess"], "knn, linear, sgd, abmil, segment, register, explore"),
         (["--intensity", "loud"], "imagenet"),
         (["--set", "dense.depth=3"], "no 'depth'"),
     ],
