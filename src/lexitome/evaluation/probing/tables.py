@@ -65,7 +65,8 @@ def _lines(entries: Sequence[Entry], plots: Sequence[str], *, explored: bool) ->
                       "| encoder | side | Dice, mean over targets | by target |", "|---|---|---|---|"]  # fmt: skip
             lines += [_outline_line(entry) for entry in outlines]
         if carried:
-            lines += ["", f"{carried[0]['cases']} test cases in {carried[0]['pairs']} pairs with training pictures. "
+            lines += [""] if outlines else []
+            lines += [f"{carried[0]['cases']} test cases in {carried[0]['pairs']} pairs with training pictures. "
                       f"Dice of outlines as they lie: {percent(carried[0]['before'])}.", "",
                       "| encoder | side | pairs that matched | Dice, mean over targets | by target |",
                       "|---|---|---|---|---|"]  # fmt: skip
