@@ -343,10 +343,10 @@ def _segment(cached: CachedDataset, setting: Setting) -> list[Entry]:
 def _register(cached: CachedDataset, setting: Setting) -> list[Entry]:
     recipe = setting.recipe
     found = _maps(cached, setting)
-    count = len(registration.drawn_pairs(cached, recipe.registration, recipe.seed))
-    with progress("register", count, 0, shown=True) as advance:
+    pairs = registration.drawn_pairs(cached, recipe.registration, recipe.seed)
+    with progress("register", len(pairs), 0, shown=True) as advance:
         result = registration.probe(
-            found, cached, recipe.registration, seed=recipe.seed, draws=recipe.draws,
+            found, cached, pairs, recipe.registration, seed=recipe.seed, draws=recipe.draws,
             advance=lambda: advance(f"{setting.encoder.name} {setting.side} {cached.dataset.name}"),
         )  # fmt: skip
     return [result]

@@ -52,7 +52,7 @@ numbers = st.floats(-0.12, 0.12)
 @settings(max_examples=25, deadline=None)
 @given(st.lists(numbers, min_size=6, max_size=6))
 def test_an_affine_map_is_found_from_features(numbers: list[float]) -> None:
-    """To a third of a patch, within the picture."""
+    """To a patch, within the picture."""
     affine = np.eye(3)
     affine[:2] += np.array(numbers).reshape(2, 3)
     found = affine_between(told(of(affine, grid())), told(grid()), CONFIG)
@@ -109,10 +109,9 @@ def test_features_of_anatomy_carry_outlines_and_noise_does_not(cached: CachedDat
     shifts = [centres[int(row.stem[1:])] / SIDE for row in cached.rows]
     good = np.stack([told(grid() - shift + 0.5) for shift in shifts])
     steps: list[int] = []
-    found = probe(features_of(cached, good), cached, CONFIG, draws=50, advance=lambda: steps.append(1))
-    noise = probe(
-        features_of(cached, np.random.default_rng(0).normal(size=good.shape)), cached, CONFIG, draws=50
-    )  # fmt: skip
+    pairs, noisy = drawn_pairs(cached, CONFIG), np.random.default_rng(0).normal(size=good.shape)
+    found = probe(features_of(cached, good), cached, pairs, CONFIG, draws=50, advance=lambda: steps.append(1))
+    noise = probe(features_of(cached, noisy), cached, pairs, CONFIG, draws=50)
     assert found["dice"]["mean"] > 0.9 > 0.7 > found["before"]["mean"] == noise["before"]["mean"]
     assert found["dice"]["mean"] > noise["dice"]["mean"] and found["matched"] == 1
     tests = sum(row.split == "test" for row in cached.rows)

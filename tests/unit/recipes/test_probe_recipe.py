@@ -48,6 +48,15 @@ def cubes(folder: Path, count: int = 14) -> Path:
     return folder
 
 
+def discs(folder: Path) -> Path:
+    """Annotated pictures."""
+    rng, cases = np.random.default_rng(2), {}
+    for i in range(10):
+        mask = disc(48, *rng.uniform(14, 34, 2), 8).astype(np.uint8)
+        cases[f"case{i}"] = (painted(mask, i), mask)
+    return save_set(folder, cases, {1: "polyp"})
+
+
 @pytest.fixture(scope="module")
 def stripes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return striped(tmp_path_factory.mktemp("data") / "stripes")
@@ -94,11 +103,7 @@ def test_slices_of_volumes_are_pooled_three_ways(tmp_path: Path) -> None:
 
 
 def test_outlines_and_a_sweep(tmp_path: Path) -> None:
-    rng, cases = np.random.default_rng(2), {}
-    for i in range(10):
-        mask = disc(48, *rng.uniform(14, 34, 2), 8).astype(np.uint8)
-        cases[f"case{i}"] = (painted(mask, i), mask)
-    data = save_set(tmp_path / "discs", cases, {1: "polyp"})
+    data = discs(tmp_path / "discs")
     recipe = replace(RECIPE, encoders=("random:tiny", "random:timm/resnet18"), sides=(32, 64), tasks=("segment",))
     entries, said = probed(recipe, [data], tmp_path / "run")
     assert [(e["encoder"], e["side"]) for e in entries] == [
@@ -110,11 +115,7 @@ def test_outlines_and_a_sweep(tmp_path: Path) -> None:
 
 
 def test_outlines_are_carried_over_where_it_is_asked(tmp_path: Path) -> None:
-    rng, cases = np.random.default_rng(2), {}
-    for i in range(10):
-        mask = disc(48, *rng.uniform(14, 34, 2), 8).astype(np.uint8)
-        cases[f"case{i}"] = (painted(mask, i), mask)
-    data = save_set(tmp_path / "discs", cases, {1: "polyp"})
+    data = discs(tmp_path / "discs")
     recipe = replace(RECIPE, encoders=("random:tiny", "random:s"), sides=(64,), tasks=("register", "segment"))
     entries, said = probed(recipe, [data], tmp_path / "run")
     carried = [entry for entry in entries if entry["task"] == "register"]

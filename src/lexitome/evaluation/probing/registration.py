@@ -4,13 +4,13 @@ Patches of two maps that are each other's nearest neighbour (cosine) are matched
 by RANSAC, and the moving picture's outlines are carried over. It stays affine, so that the score is of the features;
 DINO-Reg (Song et al., MICCAI 2024) deforms densely by such features, which asks an optimiser as well. A fixed picture
 is a test picture; moving ones are drawn from the training part, whichever the encoder, among those that show most of
-what it shows. Needs scikit-image.
+what it shows. Needs torch and scikit-image.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from lexitome.data.cache import CachedDataset
 from lexitome.data.features import Features
 from lexitome.errors import InputError
+from lexitome.evaluation.probing.neighbours import top
 from lexitome.evaluation.probing.outlines import outline_scores, pixel_counts
 from lexitome.evaluation.statistics import DRAWS
 
@@ -59,13 +60,14 @@ def check_skimage() -> None:
 
 
 def probe(
-    features: Features, cached: CachedDataset, config: RegistrationConfig, *, seed: int = 0, draws: int = DRAWS,
-    advance: Callable[[], None] = lambda: None,
+    features: Features, cached: CachedDataset, pairs: Sequence[tuple[int, int]], config: RegistrationConfig, *,
+    seed: int = 0, draws: int = DRAWS, advance: Callable[[], None] = lambda: None,
 ) -> Entry:  # fmt: skip
     """Carry outlines from training pictures to those of the test part.
 
     Args:
         features: with maps; their rows are those of `cached`.
+        pairs: as `drawn_pairs`.
         advance: called after each pair.
 
     Returns:
@@ -75,7 +77,6 @@ def probe(
     assert features.patches is not None and len(features.stems) == len(cached.rows), "features of other pictures"
     after: dict[str, NDArray[np.float64]] = {}
     before: dict[str, NDArray[np.float64]] = {}
-    pairs = drawn_pairs(cached, config, seed)
     matched = 0
     for fixed, moving in pairs:
         stem, codes = cached.rows[fixed].stem, np.asarray(cached.codes[moving])
@@ -136,18 +137,12 @@ def affine_between(fixed: Floats, moving: Floats, config: RegistrationConfig, se
 
 def mutual_matches(fixed: Floats, moving: Floats) -> tuple[Floats, Floats]:
     """Cells (n, 2) as (x, y) in each of two maps (h, w, D), whose patches are each other's nearest."""
-    first, second = (_unit(each.reshape(-1, each.shape[-1])) for each in (fixed, moving))
-    alike = first @ second.T
-    there, back = alike.argmax(1), alike.argmax(0)
+    first, second = (each.reshape(-1, each.shape[-1]) for each in (fixed, moving))
+    there, back = (top(bank, queries, 1)[1][:, 0] for bank, queries in ((second, first), (first, second)))
     own = np.flatnonzero(back[there] == np.arange(len(there)))
     rows = [np.divmod(cells, each.shape[1]) for cells, each in ((own, fixed), (there[own], moving))]
     one, other = (np.stack([x, y], 1).astype(np.float64) for y, x in rows)
     return one, other
-
-
-def _unit(vectors: Floats) -> Floats:
-    vectors = vectors.astype(np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
 def warped(codes: NDArray[np.integer], affine: Floats) -> NDArray[np.integer]:
