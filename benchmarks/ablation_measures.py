@@ -105,12 +105,17 @@ class Scores:
 
 
 def measure(model: CompactNet, source: BatchSource, probe: Probe) -> dict[str, float]:
-    """Means over concepts (set and target), see `Scores.summary`; `source` gives the words their vectors."""
+    """Means over concepts (set and target), see `Scores.summary`."""
+    return scored(model, source, probe).summary(probe.reading)
+
+
+def scored(model: CompactNet, source: BatchSource, probe: Probe) -> Scores:
+    """`source` gives the words their vectors. Values of a concept are in the order of its pictures, for every model."""
     scores = Scores()
     for which, cached in enumerate(source.sets):
         for index in spread(validation_rows(cached), probe.pictures):
             _look(model, source, which, index, probe, scores)
-    return scores.summary(probe.reading)
+    return scores
 
 
 def _look(

@@ -17,24 +17,14 @@ text = pytest.importorskip("pretraining_text")
 tiny = pytest.importorskip("tiny_pretrain")
 
 from lexitome.errors import InputError  # noqa: E402
-from lexitome.recipes.pretrain import PretrainRecipe  # noqa: E402
-from lexitome.recipes.pretrain_run import PretrainJob, begin, run_stages  # noqa: E402
+from lexitome.recipes.pretrain_run import PretrainJob  # noqa: E402
 
 SETS = ("dsb2018_fluorescence_nuclei",)
 
 
-def pretrained(recipe: PretrainRecipe, folder: Path) -> Path:
-    job, weights = begin(PretrainJob(recipe, ("data",)), folder, str)
-    job.save(folder)
-    run_stages(job, [tiny.Drawn()], folder, str, weights)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    first, gram = tiny.tiny_stage(2, 4), tiny.tiny_stage(2, 4, gram=1.0)
-    recipe = tiny.tiny_recipe(first, stage2=gram, stage3=replace(gram, student_from="teacher"))
-    return pretrained(replace(recipe, start="random:tiny"), tmp_path_factory.mktemp("run"))
+    return tiny.pretrained(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from lexitome.data.unlabelled import PICTURES
 from lexitome.models.dinov3.heads import Head
 from lexitome.models.dinov3.presets import config_of
 from lexitome.recipes.pretrain import PretrainRecipe, Stage
-from lexitome.recipes.pretrain_run import network
+from lexitome.recipes.pretrain_run import PretrainJob, begin, network, run_stages
 from lexitome.training.engine import FitResult, RunConfig, fit
 from lexitome.training.optim import OptimConfig
 from lexitome.training.parallel import leave
@@ -100,6 +100,16 @@ def train(job: Job) -> tuple[FitResult, SelfDistillation]:
     run = replace(recipe.run_of(stage), **job.run)
     result = fit(net, tiny_task(stage), stage.applied, run, Path(job.folder), resume=job.resume, strategy=job.strategy)  # type: ignore[arg-type]
     return result, net
+
+
+def pretrained(folder: Path) -> Path:
+    """A finished run of all three stages."""
+    first, gram = tiny_stage(2, 4), tiny_stage(2, 4, gram=1.0)
+    recipe = tiny_recipe(first, stage2=gram, stage3=replace(gram, student_from="teacher"))
+    job, weights = begin(PretrainJob(recipe, ("data",)), folder, str)
+    job.save(folder)
+    run_stages(job, [Drawn()], folder, str, weights)
+    return folder
 
 
 def as_arguments(*jobs: Job) -> list[str]:
