@@ -4,11 +4,13 @@ One folder for each dataset: `images.npy` (N, S, S, 3) uint8, `codes.npy` (N, S,
 `instances.npy` (N, S, S) uint16 where objects are told apart, and `rows.json` with the identity of each row. The
 three channels of a volume's picture are the slice and its neighbours (`intensity.with_neighbours`), and volumes with
 nearly cubic voxels are cut along all three axes. Written once, under a temporary name until complete; opened as
-memory maps. Of several processes that want the same one, one decodes and the others wait.
+memory maps. Of several processes that want the same one, one decodes and the others wait. `files.json` says which files
+were read, so that what was made of files that have changed since can go.
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -29,6 +31,9 @@ from lexitome.data.sources.folder import load_dataset
 from lexitome.data.traits import CACHE_SIDE, SetTraits, traits_of
 from lexitome.errors import InputError
 from lexitome.io.locks import holding
+
+FILES = "files.json"
+"""In the folder of a dataset: which files were read."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,7 @@ def open_cache(
     if not place.exists():
         with holding(place.with_name(f".{place.name}.lock"), wait=True):
             if not place.exists():
+                clear_outdated(dataset, folder)
                 _build(dataset, traits, place, side)
     rows = tuple(Row.from_json(entry) for entry in json.loads((place / "rows.json").read_text()))
     images, codes = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("images", "codes"))
@@ -111,8 +117,27 @@ def _reading(case: Case) -> list[tuple[str, int | str]]:
     return [(name, value) for name, value, usual in values if isinstance(value, int | str) and value != usual]
 
 
+def files_read(dataset: Dataset) -> str:
+    """What `FILES` holds, beside pictures made of a dataset: path to `stamp`, as JSON."""
+    return json.dumps({str(path.absolute()): stamp(path) for case in dataset.cases for path in case.files})
+
+
+def clear_outdated(dataset: Dataset, folder: Path) -> None:
+    """Remove caches of a dataset of that name that nobody can ask for again, since a file they were made of has
+    changed. Those of files that are gone are left alone: a disk may only be unplugged."""
+    for place in folder.glob(f"{glob.escape(dataset.name)}-*"):
+        try:
+            read = json.loads((place / FILES).read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # of an earlier version, or of somebody else
+            continue
+        now = ((stamp(Path(path)), then and tuple(then)) for path, then in read.items())
+        if any(found is not None and found != then for found, then in now):
+            shutil.rmtree(place, ignore_errors=True)
+
+
 def _build(dataset: Dataset, traits: SetTraits, place: Path, side: int) -> None:
     images, codes, instances, rows = [], [], [], []
+    read = files_read(dataset)
     for case in dataset.cases:
         for picture, mask, objects, row in _pictures_of(case, dataset, traits):
             images.append(np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.BILINEAR)))
@@ -127,6 +152,7 @@ def _build(dataset: Dataset, traits: SetTraits, place: Path, side: int) -> None:
         for name, planes in arrays.items():
             np.save(temporary / f"{name}.npy", np.stack(planes))
         (temporary / "rows.json").write_text(json.dumps([asdict(row) for row in rows]))
+        (temporary / FILES).write_text(read, encoding="utf-8")
         os.replace(temporary, place)
     except OSError as error:
         if not place.exists():  # else another process was as quick, where the file system knows no locks

@@ -19,7 +19,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from lexitome.data.cache import CachedDataset, Row
+from lexitome.data.cache import FILES, CachedDataset, Row, clear_outdated, files_read
 from lexitome.data.cases import read_case
 from lexitome.data.dataset import Case, Dataset
 from lexitome.data.hashing import stamp
@@ -129,6 +129,7 @@ def open_slices(
     if not (place / "rows.json").exists():
         with holding(place.with_name(f".{place.name}.lock"), wait=True):
             if not (place / "rows.json").exists():
+                clear_outdated(dataset, folder)
                 _build(dataset, place, normalisation, say)
     stored = json.loads((place / "rows.json").read_text(encoding="utf-8"))
     rows = tuple(Row.from_json(entry) for entry in stored["rows"])
@@ -139,6 +140,8 @@ def open_slices(
 def _build(dataset: Dataset, place: Path, normalisation: Normalisation, say: Callable[[str], None]) -> None:
     rows: list[Row] = []
     spacings: dict[str, tuple[float, float] | None] = {}
+    with replacing(place / FILES) as temporary:
+        temporary.write_text(files_read(dataset), encoding="utf-8")
     for number, case in enumerate(dataset.cases, start=1):
         say(f"slices       {dataset.name}: {case.stem} ({number} of {len(dataset.cases)})")
         codes, spacings[case.stem], axis = _stored(case, place, normalisation)

@@ -85,7 +85,7 @@ def change_the_ignored_label(dataset: Dataset) -> Dataset:
 
 
 @pytest.mark.parametrize("change", [
-    change_image, change_mask, change_part, change_what_is_known, change_the_ignored_label,
+    change_part, change_what_is_known, change_the_ignored_label,
     lambda dataset: replace(dataset, cases=dataset.cases[1:]), lambda dataset: replace(dataset, window=(0.0, 80.0)),
 ])  # fmt: skip
 def test_whatever_decides_the_pictures_makes_a_new_cache(folder: Path, tmp_path: Path, change: object) -> None:
@@ -95,6 +95,28 @@ def test_whatever_decides_the_pictures_makes_a_new_cache(folder: Path, tmp_path:
     fresh = open_cache(changed, place, side=SIDE)
     assert len(names(place)) == 2
     assert [row.split for row in fresh.rows] == [case.split for case in changed.cases]
+
+
+@pytest.mark.parametrize("change", [change_image, change_mask])
+def test_what_was_made_of_changed_files_goes(folder: Path, tmp_path: Path, change: object) -> None:
+    dataset, place = load_dataset(folder), tmp_path / "cache"
+    sibling = load_dataset(save_set(tmp_path / "discs-32", {"p0": (painted(MASK, 0), MASK)}, {1: "disc"}, "CT"))
+    (place / "discs-32-mine").mkdir(parents=True)  # somebody else's
+    open_cache(sibling, place, side=SIDE)
+    others = names(place)
+    for old in (dataset, replace(dataset, window=(0.0, 80.0))):
+        open_cache(old, place, side=SIDE)
+    assert len(names(place)) == len(others) + 2
+    fresh = open_cache(change(dataset), place, side=SIDE)  # type: ignore[operator]
+    assert len(fresh.rows) == 5 and others < names(place) and len(names(place)) == len(others) + 1
+
+
+def test_what_was_made_of_files_that_are_gone_stays(folder: Path, tmp_path: Path) -> None:
+    dataset, place = load_dataset(folder), tmp_path / "cache"
+    open_cache(dataset, place, side=SIDE)
+    dataset.cases[0].image.unlink()
+    open_cache(replace(dataset, cases=dataset.cases[1:]), place, side=SIDE)
+    assert len(names(place)) == 2
 
 
 def test_pixels_that_nobody_judged_are_kept(folder: Path, tmp_path: Path) -> None:
@@ -202,8 +224,9 @@ def phantom(
     image[VOXEL], mask[VOXEL], ids[VOXEL] = 200, 1, 9
     image[VOXEL[0] + 1, :, :] = 90  # what comes after, along z
     affine = np.diag([*spacing, 1.0])
-    folder = save_set(tmp_path / "phantom", {"v": (image, mask)}, {1: "dot"}, "MRI", instances={"v": ids},
-                      affine=affine, dims=3)  # fmt: skip
+    folder = tmp_path / "phantom"
+    if not folder.exists():
+        save_set(folder, {"v": (image, mask)}, {1: "dot"}, "MRI", instances={"v": ids}, affine=affine, dims=3)
     return open_cache(load_dataset(folder), tmp_path / "cache", side=112,
                       traits=SetTraits(slice_step=step, neighbours=neighbours))  # fmt: skip
 

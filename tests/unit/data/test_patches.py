@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -61,7 +62,14 @@ def test_an_interrupted_folder_is_completed_and_a_change_makes_another(tmp_path:
     assert again.rows == shelf.rows and (shelf.folder / "p1.codes.npy").exists()
     assert (shelf.folder / "p0.npy").stat().st_mtime_ns == kept
     other = open_slices(shelf.dataset, tmp_path / "cache", Normalisation("imagenet"), SetTraits())
-    assert other.folder != shelf.folder and other.picture(0).dtype == np.uint8
+    assert other.folder != shelf.folder and other.picture(0).dtype == np.uint8 and shelf.folder.is_dir()
+
+
+def test_slices_of_files_that_changed_go(tmp_path: Path, shelf: SliceShelf) -> None:
+    os.utime(shelf.dataset.cases[0].image, ns=(1, 1))
+    again = open_slices(shelf.dataset, tmp_path / "cache", Normalisation("zscore"), SetTraits())
+    assert again.folder != shelf.folder and again.rows == shelf.rows
+    assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == [again.folder]
 
 
 def test_a_patch_at_the_spacing_of_the_slice_is_the_slice(shelf: SliceShelf) -> None:
