@@ -31,7 +31,7 @@ import torch
 from ablation_measures import CONCEPT, SLICE_CONCEPT, Probe, scored
 from ablations import base_recipe
 from backbone_text import MAIN, ROWS, as_markdown, line
-from provenance import DATA, RESULTS, ROOT, Entry, origin, read_json, rounded, write_json
+from provenance import DATA, RESULTS, ROOT, Entry, claim, origin, read_json, rounded, write_json
 from specialists import trained_seconds
 from torch import Tensor, nn
 
@@ -254,6 +254,7 @@ def measure(
             raise InputError(out, f"was made with other {' and '.join(differ)}", "Name another file with --out.")
         result["rows"] = before["rows"]
     with claimed(options.work):
+        claim(options.work, {key: head[key] for key in SAME})
         for row in chosen:
             if row not in result["rows"]:
                 result["rows"][row] = run(row, sets, options)

@@ -2,14 +2,20 @@
 
     python benchmarks/btcv.py --minutes 30 [--trunk FOLDER] [--stages FOLDER ...] [--only NAME ...]
 
-Abdominal CT of BTCV, as 2D slices split by patient. Each contestant is trained on the same parts for the same minutes
-of training steps, on the same cores:
+Abdominal CT of BTCV, as 2D slices split by patient. Contestants are trained on the same parts for the same minutes of
+training steps, on the same cores:
 
-    START-last-LOW, START-multi-LOW, START-multi-HIGH    `lexitome train meddinov3-mini` from START, its decoder on the
-                        last block or on four ("multi"), at LOW or HIGH pixels. START is "random", and "pretrained" with
-                        --trunk, a folder that `lexitome pretrain` wrote; each of --stages has START-multi-HIGH only
+    START-multi-HIGH    `lexitome train meddinov3-mini` from START, its decoder on four blocks, at HIGH pixels (by
+                        default the size of the slices). START is "random", "pretrained" with --trunk, a folder that
+                        `lexitome pretrain` wrote, and each of --stages
     unet                MONAI's U-Net, `lexitome train unet`
     nnunet              nnU-Net 2D by its own trainer, plans, augmentation and losses; the length is the only change
+
+Two more of "random" and "pretrained" repeat the paper's ablation. As there, all of them take the same number of steps,
+so that these are done in less time:
+
+    START-last-LOW      the decoder on the last block, at LOW pixels
+    START-multi-LOW     on four blocks
 
 Of all but nnU-Net, which keeps its last weights as it always does, the checkpoint with the best validation Dice is
 taken. Then the test patients are asked and scored by the code of `lexitome evaluate`; what is not found scores 0. The
@@ -25,7 +31,6 @@ lexitome[train], monai and nnunetv2; and nothing beside it on the machine: time 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -36,7 +41,7 @@ from typing import Literal
 
 import torch
 from btcv_text import as_markdown, line
-from provenance import DATA, RESULTS, ROOT, Entry, origin, read_json, rounded, write_json
+from provenance import DATA, RESULTS, ROOT, Entry, claim, origin, read_json, rounded, write_json
 from specialists import TRAINED, leaks, trained_seconds
 
 from lexitome.data.dataset import Dataset
@@ -58,11 +63,12 @@ from lexitome.models.foundation import SEGMENTER, kind_of, weights_in
 from lexitome.models.reading import hash_of
 from lexitome.recipes import meddinov3_run
 from lexitome.recipes.machine import usable_cores
-from lexitome.recipes.meddinov3 import MedDinov3Recipe, mini, started
+from lexitome.recipes.meddinov3 import MedDinov3Recipe, mini, started, with_steps
 from lexitome.recipes.run import MODEL, claimed
 from lexitome.recipes.specialist import SpecialistRecipe, read_card, train_specialists
 from lexitome.recipes.specialist_answers import specialist_answerer
 from lexitome.training import checkpoint
+from lexitome.training.engine import Precision
 from lexitome.training.progress import LOG, read_log
 
 SET, METRIC, COMMAND = "btcv_abdomen_ct2d", "dice", "python benchmarks/btcv.py"
@@ -84,9 +90,9 @@ Kind = Literal["meddinov3", "unet", "nnunet"]
 
 @dataclass(frozen=True)
 class Options:
-    """`data`: folder of the set. `minutes`: of training steps, for each contestant. `stages`: further trunks. `low`,
-    `high`: sides in pixels. `only`: contestants to work on; empty for all. `limit`: test images at most. `jobs`: images
-    that are asked about at a time. `recipe` and `unet` are what contestants are made from."""
+    """`data`: folder of the set. `minutes`: of training steps, for each contestant at `high`. `stages`: further
+    trunks. `low`, `high`: sides in pixels. `only`: contestants to work on; empty for all. `limit`: test images at most.
+    `jobs`: images that are asked about at a time. `recipe` and `unet` are what contestants are made from."""
 
     data: Path
     cache: Path
@@ -94,8 +100,8 @@ class Options:
     minutes: float
     trunk: Path | None = None
     stages: tuple[Path, ...] = ()
-    low: int = 160
-    high: int = 320
+    low: int = 128
+    high: int = 256
     only: tuple[str, ...] = ()
     limit: int | None = None
     jobs: int = 1
@@ -164,7 +170,7 @@ def measure(options: Options, out: Path, document: Path) -> Entry:
     if any(each.kind == "nnunet" for each in chosen):
         need_nnunet()
     with claimed(options.work):
-        claim(options)
+        note(options)
         dataset = load_dataset(options.data, seed=options.seed)
         head = origin(PACKAGES, [dataset], seed=options.seed, threads=options.threads)
         result: Entry = {}
@@ -178,29 +184,20 @@ def measure(options: Options, out: Path, document: Path) -> Entry:
     return result
 
 
-def claim(options: Options) -> None:
-    """Note what all contestants share, and which trunks were meant.
+def note(options: Options) -> None:
+    """In the work folder: what all contestants share, and which trunks were meant.
 
     Raises:
-        InputError: the work folder was begun with others, or a trunk is not DINOv3's.
+        InputError: it was begun with others, or a trunk is not DINOv3's.
     """
     for path in options.trunks.values():
         if kind_of(path) != "dinov3":
             raise InputError(path, "is no encoder", "Name a folder that lexitome pretrain wrote: RUN/model.")
     shared = {
         "minutes": options.minutes, "sides": [options.low, options.high], "seed": options.seed,
-        "limit": options.limit, "threads": options.threads,
-        "recipes": json.loads(json.dumps([asdict(options.recipe), asdict(options.unet)])),
+        "limit": options.limit, "threads": options.threads, "recipes": [asdict(options.recipe), asdict(options.unet)],
     }  # fmt: skip
-    hashes = {name: hash_of(weights_in(path)) for name, path in options.trunks.items()}
-    place = options.work / "settings.json"
-    held = read_json(place) if place.exists() else shared | {"trunks": {}}
-    differ = [key for key in shared if held.get(key) != shared[key]]
-    differ += [name for name, known in hashes.items() if held["trunks"].get(name, known) != known]
-    if differ:
-        cause = f"was begun with other settings ({', '.join(differ)})"
-        raise InputError(options.work, cause, "Name another folder with --work.")
-    write_json(place, shared | {"trunks": held["trunks"] | hashes})
+    claim(options.work, shared, growing={name: hash_of(weights_in(path)) for name, path in options.trunks.items()})
 
 
 def trained(contestant: Contestant, dataset: Dataset, options: Options) -> Answerer:
@@ -220,7 +217,7 @@ def unet_recipe(options: Options) -> SpecialistRecipe:
 
 
 def meddinov3_run_of(contestant: Contestant, dataset: Dataset, options: Options) -> Answerer:
-    """As `lexitome train meddinov3-mini --data SET --minutes M` makes it; `minutes` are of steps."""
+    """As `lexitome train meddinov3-mini --data SET` makes it in that many steps."""
     from lexitome.recipes.meddinov3_answers import meddinov3_answerer
 
     folder = run_folder(contestant, options)
@@ -235,13 +232,31 @@ def meddinov3_run_of(contestant: Contestant, dataset: Dataset, options: Options)
         if begun:
             net = meddinov3_run.again(job, task)
         else:
+            steps, precision = meddinov3_length(dataset, options)
+            job = replace(job, recipe=with_steps(job.recipe, steps, precision))
             job, net = meddinov3_run.begin(job, task)
-            job = meddinov3_run.timed(job, task, options.minutes / TRAINED)
             job.save(folder)
-        print(f"{contestant.name}: {job.recipe.run.steps} steps, planned for {options.minutes:g} minutes", flush=True)
+        print(f"{contestant.name}: {job.recipe.run.steps} steps", flush=True)
         meddinov3_run.train(job, task, net, folder, resume=begun)
         meddinov3_run.export(job, task, folder)
     return meddinov3_answerer(folder / MODEL, contestant.name)
+
+
+def meddinov3_length(dataset: Dataset, options: Options) -> tuple[int, Precision]:
+    """Steps of every one of them, as many as fit into the time at the high side, and the precision in which they are
+    the quickest there: measured once."""
+    place = options.work / "meddinov3.json"
+    if not place.is_file():
+        at_high = Contestant("timed", "meddinov3", RANDOM, (), options.high)
+        job = meddinov3_run.planned(
+            meddinov3_run.MedDinov3Job(recipe_of(at_high, options), (str(dataset.root),)), dataset
+        )
+        task = meddinov3_run.task_of(job, meddinov3_run.open_shelf(job, dataset, options.cache, print))
+        job, _ = meddinov3_run.begin(job, task)
+        run = meddinov3_run.timed(job, task, options.minutes / TRAINED).recipe.run
+        write_json(place, {"steps": run.steps, "precision": run.precision})
+    stored = read_json(place)
+    return stored["steps"], stored["precision"]
 
 
 def recipe_of(contestant: Contestant, options: Options) -> MedDinov3Recipe:
@@ -414,13 +429,13 @@ def published(name: str) -> Entry:
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    found.add_argument("--minutes", type=float, default=30.0, help="of training steps, for each contestant")
+    found.add_argument("--minutes", type=float, default=30.0, help="of training steps, but for those at LOW")
     found.add_argument("--trunk", type=Path, help="pretrained encoder: RUN/model of lexitome pretrain")
     found.add_argument(
         "--stages", type=Path, nargs="+", default=(), metavar="FOLDER", help="more of them: RUN/stage1/model ..."
     )
-    found.add_argument("--low", type=int, default=160, help="pixels of a side")
-    found.add_argument("--high", type=int, default=320)
+    found.add_argument("--low", type=int, default=128, help="pixels of a side")
+    found.add_argument("--high", type=int, default=256)
     found.add_argument("--only", nargs="+", default=(), metavar="NAME", help="work on these contestants")
     found.add_argument("--limit", type=int, help="test slices at most, for a first look")
     found.add_argument("--jobs", type=int, default=1, help="images that are asked about at a time")

@@ -48,8 +48,9 @@ def as_markdown(result: Entry) -> str:
         f"Written by `{result['command']}`; do not edit.", "",
         f"Abdominal CT (`{settings['set']}`), slices of {patients['train']} patients to learn from "
         f"({slices['train']} slices), {patients['val']} to choose by ({slices['val']}), {patients['test']} to test on "
-        f"({slices['test']}). Each contestant had {settings['minutes']:g} minutes of training steps on "
-        f"{result['machine']['threads']} cores ({result['machine']['processor']}). Its checkpoint was chosen by "
+        f"({slices['test']}). U-Nets and those at {settings['high']} pixels had {settings['minutes']:g} minutes of "
+        f"training steps on {result['machine']['threads']} cores ({result['machine']['processor']}); those at "
+        f"{settings['low']} as many steps as these, in less time. The checkpoint was chosen by "
         "validation Dice, but for nnU-Net, which keeps its last one. What is not found scores 0.", "",
         "Beside the numbers: the time of pretraining is not in the minutes; nnU-Net validates in its epochs and got as "
         "much more time; one seed.", "",
@@ -75,7 +76,8 @@ def warnings(result: Entry) -> list[str]:
     settings, done = result["settings"], result["contestants"]
     minutes, found = settings["minutes"], []
     missing = [name for name in settings["contestants"] if name not in done]
-    off = [f"{n} ({e['minutes']:.1f})" for n, e in done.items() if abs(e["minutes"] - minutes) > OFF * minutes]
+    timed = {name: entry["minutes"] for name, entry in done.items() if not name.endswith(f"-{settings['low']}")}
+    off = [f"{name} ({spent:.1f})" for name, spent in timed.items() if abs(spent - minutes) > OFF * minutes]
     if missing:
         found.append(f"Not yet: {', '.join(missing)}.")
     if settings["limit"]:
@@ -124,8 +126,8 @@ def ablation(result: Entry) -> list[str]:
         lines.append([words, f"{value:.2f}", name, scored(done[name]) if name in done else "not run"])
     heads = ("MedDINOv3 on AMOS22 (published)", "Dice", "here", "Dice")
     note = (
-        "Published ones were trained to their end, each for as many steps as the others; here all had the same time, "
-        "so that a larger side means fewer steps. Its second line has DINOv3's weights, learned from photographs; here "
+        "Published ones were trained to their end; here as there, each for as many steps as the others, so that a "
+        "larger side takes more time. Its second line has DINOv3's weights, learned from photographs; here "
         "it has those of our own pretraining, and lines of stages show each stage of that."
     )
     return [*table(heads, lines), "", note]

@@ -18,6 +18,7 @@ from speed import processor
 
 from lexitome.data.dataset import Dataset
 from lexitome.data.splits import write_splits
+from lexitome.errors import InputError
 from lexitome.io.atomic import replacing
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +71,26 @@ def data_hash(dataset: Dataset) -> str:
     """First 16 characters of the SHA-256 over all files and over who is in which part (`data.splits`)."""
     with tempfile.TemporaryDirectory() as folder:
         return write_splits(dataset, Path(folder) / "splits.json").sha256[:16]
+
+
+def claim(work: Path, wanted: Mapping[str, Any], *, growing: Mapping[str, Any] | None = None) -> None:
+    """Note in a work folder what all its parts are made with, `settings.json`.
+
+    Args:
+        growing: of which more may be noted at another time; what is known already must be the same.
+
+    Raises:
+        InputError: it was begun with others.
+    """
+    place = work / "settings.json"
+    wanted, more = json.loads(json.dumps([wanted, growing or {}]))
+    held = read_json(place) if place.exists() else wanted
+    differ = [key for key in wanted if held.get(key) != wanted[key]]
+    differ += [key for key in more if held.get(key, more[key]) != more[key]]
+    if differ:
+        cause = f"was begun with other settings ({', '.join(differ)})"
+        raise InputError(work, cause, "Name another folder with --work, or delete this one.")
+    write_json(place, held | more)
 
 
 def read_json(path: Path) -> Entry:

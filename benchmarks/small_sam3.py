@@ -29,7 +29,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import get_args
 
-from provenance import DATA, RESULTS, ROOT, Entry, origin, read_json, rounded, write_json
+from provenance import DATA, RESULTS, ROOT, Entry, claim, origin, rounded, write_json
 from small_sam3_text import AFTER, BEFORE, EXTERNAL, METRIC, OWN, SUBSETS, VOLUMES, as_markdown, line
 from specialists import leaks, trained_seconds
 
@@ -156,7 +156,9 @@ def measure(options: Options, out: Path, document: Path) -> Entry:
         raise InputError(options.run, "was taught no set with a test part", "Train on more pictures.")
     with claimed(options.work):
         model = answerer(AFTER, options)
-        claim(options, model)
+        wanted = {"run": model.segmenter.weights, "seed": options.seed, "limit": options.limit,
+                  "validation pictures": options.pictures}  # fmt: skip
+        claim(options.work, wanted)
         head = origin(PACKAGES, wanted, seed=options.seed, threads=options.jobs)
         head |= {"settings": settings_of(options, own, chosen, kinds), "trained": trained(job, own, model, options)}
         head["policies"] = policies([d for d in own if d.dims == 2 and has_part(d, "val")], model, options)
@@ -177,25 +179,6 @@ def measure(options: Options, out: Path, document: Path) -> Entry:
 def answerer(who: str, options: Options, policy: Policy | None = None) -> Sam3Answerer:
     threads = max(1, usable_cores() // options.jobs)
     return sam3_answerer(options.run / FOLDERS[who], threads=threads, policy=policy)
-
-
-def claim(options: Options, model: Sam3Answerer) -> None:
-    """Note what all answers in the work folder share.
-
-    Raises:
-        InputError: it holds answers of another run, or to other questions.
-    """
-    wanted = {
-        "run": model.segmenter.weights, "seed": options.seed, "limit": options.limit,
-        "validation pictures": options.pictures,
-    }  # fmt: skip
-    place = options.work / "settings.json"
-    held = read_json(place) if place.exists() else wanted
-    differ = [key for key in wanted if held.get(key) != wanted[key]]
-    if differ:
-        cause = f"holds answers of another {' and '.join(differ)}"
-        raise InputError(options.work, cause, "Name another folder with --work, or delete this one.")
-    write_json(place, wanted)
 
 
 def settings_of(options: Options, own: Sequence[Dataset], chosen: Sequence[Dataset], kinds: Mapping[str, str]) -> Entry:

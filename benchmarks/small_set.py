@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import math
 import os
 import re
@@ -47,7 +46,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from provenance import DATA, RESULTS, ROOT, Entry, origin, read_json, rounded, shown, write_json
+from provenance import DATA, RESULTS, ROOT, Entry, claim, origin, read_json, rounded, shown, write_json
 
 from lexitome.data.cache import open_cache
 from lexitome.data.dataset import Case, Dataset
@@ -158,8 +157,8 @@ def choose_cases(dataset: Dataset, images: int, test: int, seed: int) -> tuple[l
     return own, rest[:test]
 
 
-def claim(options: Options, drawn: Entry) -> None:
-    """Write into the work folder what its parts were made with.
+def note(options: Options, drawn: Entry) -> None:
+    """In the work folder: what its parts are made with.
 
     Args:
         drawn: hash of the images.
@@ -170,14 +169,7 @@ def claim(options: Options, drawn: Entry) -> None:
     decided = asdict(options) | {"data": drawn, "work": None}
     if options.start != IMAGENET:
         decided["start_sha256"] = find_model(options.start).measure_sha256()
-    place, wanted = options.work / "settings.json", json.loads(json.dumps(decided))
-    if place.exists():
-        held = read_json(place)
-        differ = sorted(name for name in held.keys() | wanted.keys() if held.get(name) != wanted.get(name))
-        if differ:
-            cause = f"holds parts of another comparison, which differs in {', '.join(differ)}"
-            raise InputError(options.work, cause, "Name another folder with --work, or delete this one.")
-    write_json(place, wanted)
+    claim(options.work, decided)
 
 
 def lay_out(dataset: Dataset, cases: Sequence[Case], folder: Path) -> None:
@@ -310,7 +302,7 @@ def measure(options: Options) -> Entry:
     own, rest = choose_cases(dataset, options.images, options.test, options.seed)
     used = replace(dataset, cases=(*own, *rest))
     result = origin(PACKAGES, [used], seed=options.seed, threads=options.threads)
-    claim(options, result["data"])
+    note(options, result["data"])
     if not (options.work / FOLDER / "dataset.json").exists():
         lay_out(dataset, own, options.work / FOLDER)
     # Under the name that the U-Net was trained on.

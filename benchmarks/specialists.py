@@ -18,13 +18,12 @@ lexitome[train].
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from provenance import DATA, RESULTS, ROOT, Entry, origin, read_json, rounded, write_json
+from provenance import DATA, RESULTS, ROOT, Entry, claim, origin, rounded, write_json
 from specialists_text import METRIC, SPECIALIST, as_markdown, line
 
 from lexitome.data.dataset import Dataset
@@ -129,7 +128,7 @@ def measure(options: Options, out: Path, document: Path) -> Entry:
         cause = f"{options.model} was not trained on {', '.join(unknown)}"
         raise InputError("--only", cause, f"Choose from {', '.join(sets)}.")
     with claimed(options.work):
-        claim(options, len(sets))
+        note(options, len(sets))
         at_hand = [name for name in sets if name in chosen or finished(name, options)]
         datasets = {name: load_dataset(options.data / name, seed=run_of(card)["seed"]) for name in at_hand}
         head = origin(PACKAGES, datasets.values(), seed=options.seed, threads=options.recipe.run.threads or 0)
@@ -148,25 +147,18 @@ def measure(options: Options, out: Path, document: Path) -> Entry:
     return result
 
 
-def claim(options: Options, sets: int) -> None:
-    """Note the settings that all sets of a table share.
+def note(options: Options, sets: int) -> None:
+    """In the work folder: the settings that all sets of a table share.
 
     Raises:
-        InputError: the work folder was begun with others.
+        InputError: it was begun with others.
     """
     recipe = replace(options.recipe, run=replace(options.recipe.run, threads=None))
     wanted = {
         "minutes in total": round(options.minutes, 4), "sets": sets, "seed": options.seed, "limit": options.limit,
-        "recipe": json.loads(json.dumps(asdict(recipe))), "model": find_model(options.model).measure_sha256(),
+        "recipe": asdict(recipe), "model": find_model(options.model).measure_sha256(),
     }  # fmt: skip
-    place = options.work / "settings.json"
-    if place.exists():
-        stored = read_json(place)
-        differ = [key for key in wanted if stored.get(key) != wanted[key]]
-        if differ:
-            cause = f"was begun with other settings ({', '.join(differ)})"
-            raise InputError(options.work, cause, "Name another folder with --work.")
-    write_json(place, wanted)
+    claim(options.work, wanted)
 
 
 def specialist_folder(name: str, options: Options) -> Path:

@@ -64,6 +64,8 @@ def test_rows_are_kept_and_compared_by_picture(run: Path, sets: list[CachedDatas
     assert any(sentence in document.read_text() for sentence in text.DECISION.values())
     with pytest.raises(InputError, match="other seed"):
         bench.measure(text.ROWS, sets, asked, {**HEAD, "seed": 5}, out, document)
+    with pytest.raises(InputError, match="begun with other settings"):
+        bench.measure(text.ROWS, sets, asked, {**HEAD, "seed": 5}, tmp_path / "other.json", document)
 
 
 def test_encoders_begin_with_what_their_row_says(run: Path, tmp_path: Path) -> None:

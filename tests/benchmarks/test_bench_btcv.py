@@ -114,15 +114,15 @@ def test_contestants_are_added_to_one_table(root: Path, tmp_path: Path) -> None:
 def test_other_settings_are_refused(root: Path, tmp_path: Path) -> None:
     asked = replace(with_trunks(root), work=tmp_path / "work")
     asked.work.mkdir()
-    btcv.claim(options(root, work=asked.work))
-    btcv.claim(asked)  # trunks may be added
+    btcv.note(options(root, work=asked.work))
+    btcv.note(asked)  # trunks may be added
     other = replace(asked, trunk=asked.stages[0], stages=())
     changes = ({"minutes": 1.0}, {"limit": None}, {"low": 16}, {"threads": 2}, {"unet": SpecialistRecipe()})
     for wrong in (other, *(replace(asked, **change) for change in changes)):
         with pytest.raises(InputError, match="Name another folder with --work"):
-            btcv.claim(wrong)
+            btcv.note(wrong)
     with pytest.raises(InputError, match="is no encoder"):
-        btcv.claim(replace(asked, stages=(), trunk=Path("compact")))
+        btcv.note(replace(asked, stages=(), trunk=Path("compact")))
 
 
 @pytest.mark.slow

@@ -109,11 +109,11 @@ next         lexitome segment -i IMAGE -o OUT -t polyp --model /home/me/run/mode
 
 def test_a_work_folder_is_of_one_comparison(tmp_path: Path) -> None:
     options = tiny_options(tmp_path, tmp_path)
-    small_set.claim(options, {"discs": "1"})
-    small_set.claim(options, {"discs": "1"})
-    small_set.claim(replace(options, data=tmp_path / "moved"), {"discs": "1"})
+    small_set.note(options, {"discs": "1"})
+    small_set.note(options, {"discs": "1"})
+    small_set.note(replace(options, data=tmp_path / "moved"), {"discs": "1"})
     with pytest.raises(InputError, match="differs in data, images"):
-        small_set.claim(replace(options, images=9), {"discs": "2"})
+        small_set.note(replace(options, images=9), {"discs": "2"})
 
 
 def tiny_options(data: Path, work: Path) -> Any:

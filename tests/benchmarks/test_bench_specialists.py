@@ -99,11 +99,11 @@ def test_sets_are_added_to_one_table(annotated: Path, models: dict[str, str], tm
 
 def test_other_settings_are_refused(annotated: Path, models: dict[str, str], tmp_path: Path) -> None:
     asked = options(annotated, tmp_path, models["one-run"])
-    specialists.claim(asked, 2)
-    specialists.claim(replace(asked, recipe=replace(RECIPE, run=replace(RECIPE.run, threads=7))), 2)
+    specialists.note(asked, 2)
+    specialists.note(replace(asked, recipe=replace(RECIPE, run=replace(RECIPE.run, threads=7))), 2)
     for change in ({"minutes": 1.0}, {"limit": None}, {"model": "compact"}, {"recipe": replace(RECIPE, side=64)}):
         with pytest.raises(InputError, match="Name another folder with --work"):
-            specialists.claim(replace(asked, **change), 2)
+            specialists.note(replace(asked, **change), 2)
     with pytest.raises(InputError, match="was not trained on liver"):
         specialists.measure(replace(asked, only=("liver",)), tmp_path / "a", tmp_path / "b")
     with pytest.raises(InputError, match="two models have one name"):
