@@ -156,9 +156,9 @@ def measure(options: Options, out: Path, document: Path) -> Entry:
         raise InputError(options.run, "was taught no set with a test part", "Train on more pictures.")
     with claimed(options.work):
         model = answerer(AFTER, options)
-        wanted = {"run": model.segmenter.weights, "seed": options.seed, "limit": options.limit,
+        shared = {"run": model.segmenter.weights, "seed": options.seed, "limit": options.limit,
                   "validation pictures": options.pictures}  # fmt: skip
-        claim(options.work, wanted)
+        claim(options.work, shared)
         head = origin(PACKAGES, wanted, seed=options.seed, threads=options.jobs)
         head |= {"settings": settings_of(options, own, chosen, kinds), "trained": trained(job, own, model, options)}
         head["policies"] = policies([d for d in own if d.dims == 2 and has_part(d, "val")], model, options)

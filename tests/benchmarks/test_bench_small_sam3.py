@@ -111,7 +111,7 @@ def test_from_start_to_end_and_again_without_asking(run: Path, external: Path, t
     assert all(0 <= value <= 100 for value in rows[BRAIN]["presence"].values())
     assert rows[NUCLEI]["presence"] == {BEFORE: None, AFTER: None}, "nothing is surely absent there"
     assert {key: value for key, value in stamps(asked.work).items() if key in answered} == answered
-    with pytest.raises(InputError, match="another limit and validation pictures"):
+    with pytest.raises(InputError, match=r"other settings \(limit, validation pictures\)"):
         small_sam3.measure(replace(asked, limit=3, pictures=1), out, document)
 
 

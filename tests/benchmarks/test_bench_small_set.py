@@ -112,7 +112,7 @@ def test_a_work_folder_is_of_one_comparison(tmp_path: Path) -> None:
     small_set.note(options, {"discs": "1"})
     small_set.note(options, {"discs": "1"})
     small_set.note(replace(options, data=tmp_path / "moved"), {"discs": "1"})
-    with pytest.raises(InputError, match="differs in data, images"):
+    with pytest.raises(InputError, match=r"other settings \(data, images\)"):
         small_set.note(replace(options, images=9), {"discs": "2"})
 
 
