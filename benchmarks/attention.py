@@ -39,7 +39,7 @@ def measure(purpose: str, keys: int, repeats: int) -> Entry:
     """Seconds of torch's way and of ours."""
     generator = torch.Generator().manual_seed(keys)
     given = [torch.randn(PICTURES, HEADS, keys, CHANNELS, generator=generator) for _ in range(3)]
-    exact = F.scaled_dot_product_attention(*given)
+    exact = F.scaled_dot_product_attention(given[0], given[1], given[2])
     seconds: dict[str, list[float]] = {"torch": [], "ours": []}
     error: dict[str, float] = {}
     for repeat in range(repeats + 1):

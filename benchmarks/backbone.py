@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -87,6 +87,8 @@ class TransformerPyramid(nn.Module):
     """A vision transformer in the place of `EfficientNetLite`: (N, 3, H, W) in -1..1, sides multiples of 32, to five
     maps (N, C_i, H / 2^(i+1), W / 2^(i+1))."""
 
+    mean: Tensor
+    deviation: Tensor
     channels = (16, 32, 64, 128, 256)
 
     def __init__(self, trunk: Dinov3) -> None:
@@ -177,7 +179,7 @@ def seconds_a_step(row: str, source: BatchSource, options: Options) -> float:
     """The mean over a run, from a few steps of each size class at low and at high resolution."""
     recipe, found = recipe_of(row, options, 1), 0.0
     sampling, phrases = recipe.sampling, source.phrase_vectors()
-    shares = {size: share for size, share in asdict(sampling.share).items() if source.set_chance[size].sum() > 0}
+    shares = {size: getattr(sampling.share, size) for size in SIZES if source.set_chance[size].sum() > 0}
     for stage, part in ((sampling.low, sampling.high_from), (sampling.high, 1 - sampling.high_from)):
         for size, share in shares.items():
             shown = getattr(stage, size)

@@ -53,11 +53,11 @@ def blob(rng: np.random.Generator, shape: Sequence[int], kind: str = "alike") ->
     grid = [
         np.linspace(-1, 1, n).reshape([-1 if i == j else 1 for j in range(len(shape))]) for i, n in enumerate(shape)
     ]
-    field = 0.7 - sum(axis**2 for axis in grid)
+    field = 0.7 - np.add.reduce(np.broadcast_arrays(*(axis**2 for axis in grid)))
     rough = [gaussian_filter(rng.normal(size=shape), [max(n / 24, 1.0) for n in shape]) for _ in range(2)]
     reference = field + 0.1 * rough[0] / rough[0].std() > 0
     if kind == "far":
-        return sum((axis + 0.6) ** 2 for axis in grid) < 0.05, reference
+        return np.add.reduce(np.broadcast_arrays(*((axis + 0.6) ** 2 for axis in grid))) < 0.05, reference
     prediction = field + 0.1 * rough[0] / rough[0].std() + 0.05 * rough[1] / rough[1].std() > 0
     return prediction ^ (rng.random(shape) < 0.01) if kind == "speckled" else prediction, reference
 
@@ -80,20 +80,21 @@ def monai_tools() -> dict[str, Tool]:
 
     torch.set_num_threads(1)
 
-    def tensors(prediction: np.ndarray, reference: np.ndarray) -> list[torch.Tensor]:
-        return [torch.from_numpy(mask[None, None]).float() for mask in (prediction, reference)]
+    def tensors(prediction: np.ndarray, reference: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.from_numpy(prediction[None, None]).float(), torch.from_numpy(reference[None, None]).float()
 
     def overlaps(prediction: np.ndarray, reference: np.ndarray) -> object:
         pair = tensors(prediction, reference)
         return metrics.compute_dice(*pair), metrics.compute_iou(*pair)
 
     def surfaces(prediction: np.ndarray, reference: np.ndarray) -> object:
-        pair, options = tensors(prediction, reference), {"include_background": True, "spacing": list(SPACING)}
+        one, other = tensors(prediction, reference)
+        spacing = list(SPACING)
         return (
-            metrics.compute_surface_dice(*pair, [TOLERANCE], use_subvoxels=True, **options),
-            metrics.compute_hausdorff_distance(*pair, percentile=95, **options),
-            metrics.compute_hausdorff_distance(*pair, **options),
-            metrics.compute_average_surface_distance(*pair, symmetric=True, **options),
+            metrics.compute_surface_dice(one, other, [TOLERANCE], True, spacing=spacing, use_subvoxels=True),
+            metrics.compute_hausdorff_distance(one, other, True, percentile=95, spacing=spacing),
+            metrics.compute_hausdorff_distance(one, other, True, spacing=spacing),
+            metrics.compute_average_surface_distance(one, other, True, symmetric=True, spacing=spacing),
         )
 
     return {"overlaps": overlaps, "surfaces": surfaces}

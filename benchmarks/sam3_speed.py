@@ -244,7 +244,7 @@ def ratios(rows: Sequence[Entry]) -> dict[str, Entry]:
 
 def bounds(rows: Sequence[Entry]) -> dict[str, Entry]:
     """Of each precision: seconds of transformers' products at the speed of a large one, and ours in units of them."""
-    by, found = {(row["dtype"], row["who"]): row for row in rows}, {}
+    by, found = {(row["dtype"], row["who"]): row for row in rows}, dict[str, Entry]()
     for dtype in dict.fromkeys(row["dtype"] for row in rows if row["dtype"] in PLAIN):
         them, us = by[dtype, "transformers"], by[dtype, "lexitome"]
         speed = max(them["product_gflops"], us["product_gflops"]) / 1e3

@@ -29,7 +29,7 @@ from lexitome.models.sam3.presets import Preset, build, config_of
 from lexitome.models.sam3.tokens import Tokens
 from lexitome.recipes.sam3 import medical_sam3
 from lexitome.training.factored import Factored
-from lexitome.training.optim import lr_factor, param_groups, set_lr
+from lexitome.training.optim import param_groups, set_rates
 from lexitome.training.progress import peak_bytes
 from lexitome.training.sam3 import Sam3Batch, Sam3Sampling, Sam3Task, sam3_loss
 
@@ -63,6 +63,10 @@ class Step:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
+    write_json(RESULTS / "sam3_step.json", rounded(measure(options)))
+
+
+def measure(options: Options) -> Entry:
     dataset = load_dataset(options.data / options.name)
     cached = open_cache(dataset, options.cache)
     source = BatchSource([cached], seed=0, queries=options.queries, places=False, lone_slice=1.0)
@@ -75,18 +79,17 @@ def main() -> None:
     steps = []
     for number in range(options.steps):
         # The first step of the published schedule has rate 0.
-        set_lr(optimizer, lr_factor(number + 1, 1000, recipe.optim))
+        set_rates(optimizer, number + 1, 1000, recipe.optim)
         batch = task.batch(number, range(1))
         steps.append(timed(net, task, batch, optimizer, recipe.run.clip))
         print(steps[-1], flush=True)
-    result: Entry = {
+    return {
         **origin(PACKAGES, [dataset], seed=0, threads=options.threads),
         "preset": options.preset, "side": net.side, "queries": options.queries,
         "parameters": sum(p.numel() for p in net.parameters()),
         "peak_gb_with_weights": weights / 1e9,
         "steps": [asdict(step) for step in steps],
     }  # fmt: skip
-    write_json(RESULTS / "sam3_step.json", rounded(result))
 
 
 def random_net(preset: Preset) -> Sam3Net:
