@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ablations
 from provenance import Entry
 
 ROWS = ("imagenet", "pretrained", "random")
@@ -12,13 +13,9 @@ SHOWN = {
     "pretrained": "vision transformer, pretrained here",
     "random": "the same transformer, random weights",
 }
-COLUMNS = (
-    ("dice_2d", "2D", "Dice of text prompts, mean over the concepts of sets of images"),
-    ("dice_slices", "slices", "the same of volumes, slice by slice"),
-    ("presence", "presence", "balanced accuracy of what is there and what is not"),
-    ("dice_box", "text + box", "Dice of images with a box drawn by an unsteady hand (an oracle)"),
-    ("f1", "F1", "of single objects at an IoU of 0.5"),
-)
+COLUMNS = [
+    column for column in ablations.COLUMNS if column[0] in ("dice_2d", "dice_slices", "presence", "dice_box", "f1")
+]
 """Measure, its heading, and what it says."""
 DECISION = {
     True: "The transformer pretrained here is the better encoder for equal time.",
