@@ -1,11 +1,13 @@
 """What each stage of `lexitome pretrain` is worth: frozen features of the teachers and of random weights.
 
     python benchmarks/pretraining.py RUN [--classify DIR] [--data DIR] [--sets NAME ...] [--sides 224 448]
+        [--cache DIR]
 
 RUN is the folder of a finished run from random weights: RUN/stage1/model to RUN/stage3/model are its teachers. Random
-weights are those that the run began with. All four are frozen and asked by `lexitome probe`:
+weights are those that the run began with. Stage 2 is trained again without Gram anchoring and stage 3 at low resolution
+(`pretraining_controls`; nothing should run beside it). All are frozen and asked by `lexitome probe`:
 
-    knn, linear   images with classes, k and C chosen on validation images
+    knn, linear   images with classes, k and C chosen on validation images; of the run's own stages
     segment       a linear head on the last map, of a CT, an X-ray, an ultrasound and a microscopy set, at two sides
 
 Differences are paired: accuracy image by image, Dice case by case (the mean over the targets that a case shows), means
@@ -20,12 +22,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from pretraining_text import DENSE, PAIRS, RANDOM, STAGES, as_markdown, claims
+from pretraining_controls import STAGE_OF, changed, trained
+from pretraining_text import CONTROLLED, CONTROLS, DENSE, PAIRS, RANDOM, STAGES, as_markdown, claims
 from provenance import DATA, RESULTS, ROOT, Entry, origin, rounded, write_json
 from specialists import trained_seconds
 
@@ -39,7 +42,8 @@ from lexitome.evaluation.statistics import stratified_mean
 from lexitome.io.atomic import replacing
 from lexitome.models.dinov3.weights import load_dinov3
 from lexitome.recipes import probe
-from lexitome.recipes.pretrain_run import PretrainJob
+from lexitome.recipes.pretrain import Stage
+from lexitome.recipes.pretrain_run import PretrainJob, open_source
 from lexitome.recipes.probe import Material, ProbeRecipe, open_data
 from lexitome.recipes.run import MODEL, claimed
 from lexitome.training.progress import LOG, read_log
@@ -48,19 +52,23 @@ PACKAGES = ("torch", "transformers", "numpy", "scikit-learn")
 DOCUMENT = ROOT / "docs" / "benchmarks" / "dinov3" / "pretraining.md"
 SETS = ("btcv_abdomen_ct2d", "jsrt_scr", "hc18_fetal_head_us", "bccd_wbc")
 """CT, X-ray, ultrasound, microscopy."""
+RATE = 1e-2
+"""Of linear heads. DINOv3's 1e-3 is for 40,000 steps: after 500 no head finds a heart in random features."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """`class_side`, `sides`: of pictures in pixels, for classes and for outlines. `steps`: of a linear head."""
+    """`class_side`, `sides`: of pictures in pixels, for classes and for outlines. `dense`: of linear heads. `cache`:
+    decoded pictures of the run."""
 
     run: Path
+    cache: Path
     classify: Path
     data: Path
     sets: tuple[str, ...]
     class_side: int
     sides: tuple[int, ...]
-    steps: int
+    dense: DenseConfig
     draws: int
     work: Path
 
@@ -95,24 +103,29 @@ def measure(options: Options, out: Path, document: Path, say: Callable[[str], No
     """
     job = finished_job(options.run)
     encoders = encoders_of(options, job)
-    ours = {typed: name for name, typed in encoders.items()}
     with claimed(options.work):
+        controls = trained_controls(options, job, say)
+        every = encoders | {name: str(place / MODEL) for name, place in controls.items()}
+        ours = {typed: name for name, typed in every.items()}
         classes, outlines = (options.work / part for part in ("classes", "outlines"))
         material = open_data([options.classify], classes)
         annotated = open_data([options.data / name for name in options.sets], outlines)
         recipe = ProbeRecipe(tuple(encoders.values()), (options.class_side,), ("knn", "linear"), draws=options.draws,
                              seed=job.recipe.seed)  # fmt: skip
         entries = _probed(recipe, material, classes, options, say)
-        recipe = ProbeRecipe(tuple(encoders.values()), options.sides, ("segment",), draws=options.draws,
-                             dense=DenseConfig(steps=options.steps), seed=job.recipe.seed)  # fmt: skip
+        recipe = ProbeRecipe(tuple(every.values()), options.sides, ("segment",), draws=options.draws,
+                             dense=options.dense, seed=job.recipe.seed)  # fmt: skip
         entries += _probed(recipe, annotated, outlines, options, say)
         entries = [{**entry, "encoder": ours[entry["encoder"]]} for entry in entries]
         datasets = [each.dataset for each in material.classified] + list(annotated.annotated)
         head = origin(PACKAGES, datasets, seed=job.recipe.seed, threads=torch.get_num_threads())
-        settings = {"class_side": options.class_side, "sides": list(options.sides), "steps": options.steps}
+        settings = {"class_side": options.class_side, "sides": list(options.sides), "dense": asdict(options.dense)}
+        about = [_about(stage, options.run / stage, job.recipe.stages[stage]) for stage in STAGES]
+        about += [_about(name, place, changed(job.recipe, name).stages[STAGE_OF[name]])
+                  for name, place in controls.items()]  # fmt: skip
         result: Entry = rounded(
             head
-            | {"settings": settings, "pretrained": [_about(options.run, job, stage) for stage in STAGES]}
+            | {"settings": settings, "pretrained": about}
             | {"recipe": job.recipe.name, "seen": seen(options.run, [each.dataset for each in material.classified])}
             | {"rows": [shown(entry) for entry in entries], "differences": differences(entries, options)}
         )
@@ -129,13 +142,19 @@ def _probed(
     return probe.run(recipe, material, out, options.work / "cache", say)
 
 
-def _about(run: Path, job: PretrainJob, stage: str) -> Entry:
+def trained_controls(options: Options, job: PretrainJob, say: Callable[[str], None]) -> dict[str, Path]:
+    """Name to the folder of its stage."""
+    pictures = open_source(job, options.cache, say)
+    work = options.work / "controls"
+    return {name: trained(name, options.run, job, pictures, work, say) for name in CONTROLS}
+
+
+def _about(name: str, place: Path, plan: Stage) -> Entry:
     """What a stage was: its length, time (training steps only, as the log has them) and label-free validation."""
-    loaded = load_dinov3(run / stage / MODEL)
-    plan = job.recipe.stages[stage]
+    loaded = load_dinov3(place / MODEL)
     return {
-        "stage": stage, "steps": plan.steps, "images": plan.images, "sides": list(plan.crops.global_sides),
-        "gram": plan.objective.anchored, "minutes": trained_seconds(read_log(run / stage / LOG)) / 60,
+        "stage": name, "steps": plan.steps, "images": plan.images, "sides": list(plan.crops.global_sides),
+        "gram": plan.objective.anchored, "minutes": trained_seconds(read_log(place / LOG)) / 60,
         "parameters": sum(each.numel() for each in loaded.net.parameters()), "sha256": loaded.sha256,
         "validation": loaded.about["metrics"],
     }  # fmt: skip
@@ -155,11 +174,13 @@ def shown(entry: Entry) -> Entry:
 
 
 def differences(entries: Sequence[Entry], options: Options) -> list[Entry]:
-    """Of every pair of `PAIRS` by every probe, over all sets and for each, in percent."""
-    probes = [("knn", options.class_side), ("linear", options.class_side), *((DENSE, side) for side in options.sides)]
+    """Of every pair of `PAIRS` by every probe, and of `CONTROLLED` by outlines, over all sets and for each, in
+    percent."""
+    outlines = [(DENSE, side) for side in options.sides]
+    probes = [("knn", options.class_side), ("linear", options.class_side), *outlines]
     found = []
-    for later, earlier in PAIRS:
-        for task, side in probes:
+    for later, earlier in (*CONTROLLED, *PAIRS):
+        for task, side in probes if (later, earlier) in PAIRS else outlines:
             mine = [entry for entry in entries if (entry["task"], entry["side"]) == (task, side)]
             names = dict.fromkeys(entry["dataset"] for entry in mine)
             values = {name: difference(*(_entry(mine, task, name, who) for who in (later, earlier))) for name in names}
@@ -199,6 +220,8 @@ def main() -> None:
     parser.add_argument("--class-side", type=int, default=128)
     parser.add_argument("--sides", type=int, nargs="+", default=(224, 448), help="the highest decides about stage 3")
     parser.add_argument("--steps", type=int, default=500, help="of each linear head")
+    parser.add_argument("--rate", type=float, default=RATE, help="of each linear head")
+    parser.add_argument("--cache", type=Path, help="decoded pictures of the run; by default RUN/decoded")
     parser.add_argument("--draws", type=int, default=2000, help="of the bootstrap")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "pretraining")
@@ -207,8 +230,9 @@ def main() -> None:
     typed = parser.parse_args()
     torch.set_num_threads(typed.threads)
     options = Options(
-        typed.run, typed.classify, typed.data, tuple(typed.sets), typed.class_side, tuple(sorted(typed.sides)),
-        typed.steps, typed.draws, typed.work,
+        typed.run, typed.cache or typed.run / "decoded", typed.classify, typed.data, tuple(typed.sets),
+        typed.class_side, tuple(sorted(typed.sides)), DenseConfig(steps=typed.steps, rate=typed.rate, loss_side=112),
+        typed.draws, typed.work,
     )  # fmt: skip
     try:
         result = measure(options, typed.out, typed.document)

@@ -9,11 +9,18 @@ from provenance import Entry
 RANDOM = "random weights"
 STAGES = ("stage1", "stage2", "stage3")
 DENSE = "segment"
+NO_GRAM, LOW = CONTROLS = ("no-gram", "low-resolution")
+"""What stage 2 and stage 3 are compared with, see `pretraining_controls`."""
 PAIRS = (("stage3", RANDOM), ("stage1", RANDOM), ("stage2", "stage1"), ("stage3", "stage2"))
 """(later, earlier) of each comparison."""
+CONTROLLED = (("stage2", NO_GRAM), ("stage3", LOW))
+"""Of outlines only."""
 MARGIN = 1.0
 """Points that a mean may fall for features to count as kept, if the interval does not lie below 0."""
-SHOWN = {RANDOM: RANDOM, "stage1": "stage 1", "stage2": "stage 2, Gram", "stage3": "stage 3, high resolution"}
+SHOWN = {
+    RANDOM: RANDOM, "stage1": "stage 1", NO_GRAM: "stage 2 without Gram", "stage2": "stage 2, Gram",
+    LOW: "stage 3, low resolution", "stage3": "stage 3, high resolution",
+}  # fmt: skip
 TASKS = {"knn": "k-NN, accuracy", "linear": "linear probe, accuracy", DENSE: "linear segmentation, Dice"}
 
 
@@ -30,13 +37,16 @@ def claims(result: Entry) -> list[Claim]:
     classes = [(task, result["settings"]["class_side"]) for task in ("knn", "linear")]
     outlines = [(DENSE, side) for side in sides]
     last = [_mean(result, "stage3", RANDOM, *each) for each in (*classes, *outlines)]
-    gram = [_mean(result, "stage2", "stage1", *each) for each in outlines]
-    high = [_mean(result, "stage3", "stage2", *each) for each in outlines]
-    return [
-        Claim("(a) Pretraining beats random weights", _in_words(_better(last), last)),
-        Claim("(b) Gram anchoring keeps or improves dense features", _in_words(_kept(gram), gram)),
-        Claim(f"(c) High-resolution adaptation helps at {sides[-1]} pixels", _in_words(_better(high[-1:]), high)),
-    ]
+    found = [Claim("(a) Pretraining beats random weights", _in_words(_better(last), last))]
+    for earlier, against in ((NO_GRAM, "as many steps without it"), ("stage1", "stage 1")):
+        gram = [_mean(result, "stage2", earlier, *each) for each in outlines]
+        said = f"(b) Gram anchoring keeps or improves dense features, against {against}"
+        found.append(Claim(said, _in_words(_kept(gram), gram)))
+    for earlier, against in ((LOW, "as many steps at low resolution"), ("stage2", "stage 2")):
+        high = [_mean(result, "stage3", earlier, *each) for each in outlines]
+        said = f"(c) High-resolution adaptation helps at {sides[-1]} pixels, against {against}"
+        found.append(Claim(said, _in_words(_better(high[-1:]), high)))
+    return found
 
 
 def _mean(result: Entry, later: str, earlier: str, task: str, side: int) -> Entry:
@@ -77,7 +87,7 @@ def change(entry: Entry) -> str:
 
 
 def as_markdown(result: Entry) -> str:
-    minutes = sum(stage["minutes"] for stage in result["pretrained"])
+    minutes = sum(stage["minutes"] for stage in result["pretrained"] if stage["stage"] in STAGES)
     millions = result["pretrained"][0]["parameters"] / 1e6
     lines = [
         "# What each stage of pretraining is worth", "", f"Written by `{result['command']}`; do not edit.", "",
@@ -85,8 +95,8 @@ def as_markdown(result: Entry) -> str:
         f"{result['machine']['cores']} cores ({result['machine']['processor']}), no labels. All encoders are frozen; "
         "percent and points, differences paired, 95 % intervals over subjects.", "",
         *(f"- {claim.text}: {claim.verdict}." for claim in claims(result)), "",
-        "Stage 2 and stage 3 also train longer than what they are compared with: the differences are of stages as a "
-        "recipe runs them, not of Gram anchoring or of resolution alone.", "",
+        "A stage also trains on. What Gram anchoring and high resolution do is told by the comparison with as many "
+        "steps from the same start without them; the one with the stage before tells what the stage does in all.", "",
         *_stages(result), *_seen(result), *_classes(result), *_outlines(result), *_differences(result),
     ]  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -98,7 +108,7 @@ def _stages(result: Entry) -> list[str]:
     for stage in result["pretrained"]:
         told, sides = stage["validation"], "/".join(map(str, dict.fromkeys(stage["sides"])))
         ranks = [f"{told[key]:.2f}" for key in ("rank", "patch_rank", "alike")]
-        cells = [stage["stage"], stage["steps"], stage["images"], sides, "yes" if stage["gram"] else "no"]
+        cells = [SHOWN[stage["stage"]], stage["steps"], stage["images"], sides, "yes" if stage["gram"] else "no"]
         cells += [f"{stage['minutes']:.0f}", *ranks]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return [*lines, "", "Rank, patch rank and alike are of held-out pictures, see docs/pretraining.md.", ""]
@@ -139,7 +149,9 @@ def _best(rows: list[Entry]) -> list[Entry]:
 
 def _outlines(result: Entry) -> list[str]:
     sides = result["settings"]["sides"]
-    lines = ["## Outlines", "", f"A linear head, {result['settings']['steps']} steps; Dice, mean over targets.", "",
+    head = result["settings"]["dense"]
+    lines = ["## Outlines", "", f"A linear head, {head['steps']} steps of {head['batch']} pictures at a rate of "
+             f"{head['rate']:g}; Dice, mean over targets.", "",
              f"| set | encoder | {' | '.join(f'{side} pixels' for side in sides)} |",
              f"|---|---|{'---|' * len(sides)}"]  # fmt: skip
     rows = {(row["dataset"], row["encoder"], row["side"]): row for row in result["rows"] if row["task"] == DENSE}

@@ -222,7 +222,7 @@ def mini() -> PretrainRecipe:
         chances=(0.4, 0.4, 0.2),
     )  # fmt: skip
     stage3 = Stage(
-        200, 16, high, replace(stage2.optim, lr=1e-4), replace(later, momentum=Ramp(0.98, 0.99), gram=Ramp(1.5, 1.5)),
+        120, 32, high, replace(stage2.optim, lr=1e-4), replace(later, momentum=Ramp(0.98, 0.99), gram=Ramp(1.5, 1.5)),
         scale_rate=False, patch_rate=1.0, hold=0.0, warmup=0.1, student_from="teacher",
     )  # fmt: skip
     head = Head(1024, 128, 1024, spread=128**-0.5)

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.nn import functional as F
 
 from lexitome.data.cache import CachedDataset, open_cache
 from lexitome.data.dataset import UNKNOWN_CODE
 from lexitome.data.features import FeatureKey, Features
 from lexitome.data.sources.folder import load_dataset
-from lexitome.evaluation.probing.dense import DenseConfig, probe
+from lexitome.evaluation.probing.dense import DenseConfig, _Head, probe
+from lexitome.models.dinov3.decoders import DecoderName, build_decoder
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "data"))
 from tiny_sets import disc, painted, save_set
@@ -42,6 +45,18 @@ def features_of(cached: CachedDataset, *, telling: bool) -> Features:
     key = FeatureKey("discs", "e", "0", "imagenet", "float32", SIDE, ("mean",), 6, (CELLS, CELLS), True)
     stems = tuple(row.stem for row in cached.rows)
     return Features(key, maps.mean((1, 2))[:, None].astype(np.float32), maps.astype(np.float16), stems)
+
+
+@pytest.mark.parametrize("name", ["linear", "segdino"])
+def test_logits_of_patches_are_brought_to_any_side_at_once(name: DecoderName) -> None:
+    torch.manual_seed(0)
+    decoder = build_decoder(name, 6, 1, 3).eval()
+    maps = torch.randn(2, 4, 4, 6)
+    head = _Head(decoder, 64).eval()
+    assert torch.equal(head(maps, 64), decoder([maps], (64, 64)))
+    assert torch.equal(head(maps, 128), F.interpolate(decoder.coarse([maps]), (128, 128), mode="bilinear"))
+    assert _Head(decoder, 60)(maps, 120).shape[-2:] == (120, 120)  # of padded pictures, what lies beyond is cut
+    assert torch.equal(_Head(decoder, 60)(maps, 120), head(maps, 128)[..., :120, :120])
 
 
 CONFIG = DenseConfig(steps=60, batch=4, rate=2e-2)

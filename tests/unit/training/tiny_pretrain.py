@@ -21,7 +21,7 @@ from lexitome.data.unlabelled import PICTURES
 from lexitome.models.dinov3.heads import Head
 from lexitome.models.dinov3.presets import config_of
 from lexitome.recipes.pretrain import PretrainRecipe, Stage
-from lexitome.recipes.pretrain_run import PretrainJob, begin, network, run_stages
+from lexitome.recipes.pretrain_run import PretrainJob, begin, network, open_source, run_stages
 from lexitome.training.engine import FitResult, RunConfig, fit
 from lexitome.training.optim import OptimConfig
 from lexitome.training.parallel import leave
@@ -102,13 +102,16 @@ def train(job: Job) -> tuple[FitResult, SelfDistillation]:
     return result, net
 
 
-def pretrained(folder: Path) -> Path:
-    """A finished run of all three stages."""
+def pretrained(folder: Path, data: Path | None = None) -> Path:
+    """A finished run of all three stages, on drawn pictures or on those of a folder, which are kept in
+    folder/decoded."""
     first, gram = tiny_stage(2, 4), tiny_stage(2, 4, gram=1.0)
-    recipe = tiny_recipe(first, stage2=gram, stage3=replace(gram, student_from="teacher"))
-    job, weights = begin(PretrainJob(recipe, ("data",)), folder, str)
+    high = replace(gram.crops, global_sides=(48,), gram_sides=(96,))
+    recipe = tiny_recipe(first, stage2=gram, stage3=replace(gram, crops=high, student_from="teacher"))
+    job, weights = begin(PretrainJob(recipe, (str(data),)), folder, str)
     job.save(folder)
-    run_stages(job, [Drawn()], folder, str, weights)
+    pictures = [Drawn()] if data is None else open_source(job, folder / "decoded", str)
+    run_stages(job, pictures, folder, str, weights)
     return folder
 
 

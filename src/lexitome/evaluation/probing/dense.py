@@ -25,7 +25,7 @@ from lexitome.data.dataset import UNKNOWN_CODE
 from lexitome.data.features import Features
 from lexitome.evaluation.probing.outlines import outline_scores, pixel_counts
 from lexitome.evaluation.statistics import DRAWS
-from lexitome.models.dinov3.decoders import DecoderName, build_decoder
+from lexitome.models.dinov3.decoders import DecoderName, Linear, SegDino, build_decoder
 
 _IGNORED = -100
 Entry = dict[str, Any]
@@ -120,13 +120,18 @@ def _trained(
 
 
 class _Head(nn.Module):
-    """A decoder whose logits are enlarged to the side that is asked for."""
+    """A decoder whose logits are brought to the side that is asked for; those of patches at once, not by way of the
+    picture that the encoder saw, which at 448 pixels would take longer than all else."""
 
     def __init__(self, decoder: nn.Module, side: int) -> None:
         super().__init__()
         self.decoder, self.side = decoder, side
 
     def forward(self, maps: Tensor, side: int) -> Tensor:
+        if isinstance(self.decoder, Linear | SegDino):
+            logits = self.decoder.coarse([maps])
+            whole = [round(cells * self.decoder.patch * side / self.side) for cells in logits.shape[-2:]]
+            return F.interpolate(logits, whole, mode="bilinear")[..., :side, :side]
         logits = self.decoder([maps], (self.side, self.side))
         return logits if side == self.side else F.interpolate(logits, (side, side), mode="bilinear")
 

@@ -99,7 +99,11 @@ class Linear(nn.Module):
         self.head = nn.Conv2d(channels, outputs, 1)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        return _enlarged(self.head(self.dropout(self.norm(_beside(maps)))), self.patch, size)
+        return _enlarged(self.coarse(maps), self.patch, size)
+
+    def coarse(self, maps: Sequence[Tensor]) -> Tensor:
+        """(N, K, h, w): a logit of each patch."""
+        return self.head(self.dropout(self.norm(_beside(maps))))
 
 
 class SegDino(nn.Module):
@@ -119,8 +123,12 @@ class SegDino(nn.Module):
         self.head = nn.Conv2d(width * taps, outputs, 1)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+        return _enlarged(self.coarse(maps), self.patch, size)
+
+    def coarse(self, maps: Sequence[Tensor]) -> Tensor:
+        """(N, K, h, w): a logit of each patch."""
         seen = [branch(each.permute(0, 3, 1, 2)) for branch, each in zip(self.branches, maps, strict=True)]
-        return _enlarged(self.head(torch.cat(seen, 1)), self.patch, size)
+        return self.head(torch.cat(seen, 1))
 
 
 class Stacked3d(nn.Module):
