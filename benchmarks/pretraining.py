@@ -52,8 +52,6 @@ PACKAGES = ("torch", "transformers", "numpy", "scikit-learn")
 DOCUMENT = ROOT / "docs" / "benchmarks" / "dinov3" / "pretraining.md"
 SETS = ("btcv_abdomen_ct2d", "jsrt_scr", "hc18_fetal_head_us", "bccd_wbc")
 """CT, X-ray, ultrasound, microscopy."""
-RATE = 1e-2
-"""Of linear heads. DINOv3's 1e-3 is for 40,000 steps: after 500 no head finds a heart in random features."""
 
 
 @dataclass(frozen=True)
@@ -220,7 +218,7 @@ def main() -> None:
     parser.add_argument("--class-side", type=int, default=128)
     parser.add_argument("--sides", type=int, nargs="+", default=(224, 448), help="the highest decides about stage 3")
     parser.add_argument("--steps", type=int, default=500, help="of each linear head")
-    parser.add_argument("--rate", type=float, default=RATE, help="of each linear head")
+    parser.add_argument("--rate", type=float, default=DenseConfig().rate, help="of each linear head")
     parser.add_argument("--cache", type=Path, help="decoded pictures of the run; by default RUN/decoded")
     parser.add_argument("--draws", type=int, default=2000, help="of the bootstrap")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
