@@ -3,7 +3,7 @@
 After DINOv3's dense probe (eval/segmentation): the last map, BatchNorm, dropout of 0.1, 1 x 1 convolution, enlarged
 bilinearly to the reference; cross-entropy, AdamW with a weight decay of 1e-3, a linear rise and a cosine fall. There
 40,000 steps of 16 crops of 512 pixels at a rate of 1e-3; here maps of whole pictures, computed once, and fewer steps at
-ten times the rate: at the published one 500 steps leave a head where it began.
+ten times the rate: at the published one a few hundred steps leave a head under-trained.
 
 Pixels that nobody judged, and the background where a label was not annotated, teach nothing and are not scored.
 """
