@@ -27,11 +27,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pretraining_controls import STAGE_OF, changed, trained
-from pretraining_text import CONTROLLED, CONTROLS, DENSE, PAIRS, RANDOM, STAGES, as_markdown, claims
+from pretraining_controls import trained
+from pretraining_text import CONTROLLED, DENSE, PAIRS, RANDOM, STAGES, as_markdown, claims
 from provenance import DATA, RESULTS, ROOT, Entry, origin, rounded, write_json
 from specialists import trained_seconds
 
+from lexitome.cli.training_extra import CACHE
 from lexitome.data.dataset import Dataset
 from lexitome.data.trained_on import TrainedOn
 from lexitome.errors import InputError
@@ -42,8 +43,7 @@ from lexitome.evaluation.statistics import stratified_mean
 from lexitome.io.atomic import replacing
 from lexitome.models.dinov3.weights import load_dinov3
 from lexitome.recipes import probe
-from lexitome.recipes.pretrain import Stage
-from lexitome.recipes.pretrain_run import PretrainJob, open_source
+from lexitome.recipes.pretrain_run import PretrainJob
 from lexitome.recipes.probe import Material, ProbeRecipe, open_data
 from lexitome.recipes.run import MODEL, claimed
 from lexitome.training.progress import LOG, read_log
@@ -102,7 +102,7 @@ def measure(options: Options, out: Path, document: Path, say: Callable[[str], No
     job = finished_job(options.run)
     encoders = encoders_of(options, job)
     with claimed(options.work):
-        controls = trained_controls(options, job, say)
+        controls = trained(options.run, job, options.cache, options.work / "controls", say)
         every = encoders | {name: str(place / MODEL) for name, place in controls.items()}
         ours = {typed: name for name, typed in every.items()}
         classes, outlines = (options.work / part for part in ("classes", "outlines"))
@@ -118,9 +118,8 @@ def measure(options: Options, out: Path, document: Path, say: Callable[[str], No
         datasets = [each.dataset for each in material.classified] + list(annotated.annotated)
         head = origin(PACKAGES, datasets, seed=job.recipe.seed, threads=torch.get_num_threads())
         settings = {"class_side": options.class_side, "sides": list(options.sides), "dense": asdict(options.dense)}
-        about = [_about(stage, options.run / stage, job.recipe.stages[stage]) for stage in STAGES]
-        about += [_about(name, place, changed(job.recipe, name).stages[STAGE_OF[name]])
-                  for name, place in controls.items()]  # fmt: skip
+        places = {stage: options.run / stage for stage in STAGES} | controls
+        about = [_about(name, place) for name, place in places.items()]
         result: Entry = rounded(
             head
             | {"settings": settings, "pretrained": about}
@@ -140,16 +139,9 @@ def _probed(
     return probe.run(recipe, material, out, options.work / "cache", say)
 
 
-def trained_controls(options: Options, job: PretrainJob, say: Callable[[str], None]) -> dict[str, Path]:
-    """Name to the folder of its stage."""
-    pictures = open_source(job, options.cache, say)
-    work = options.work / "controls"
-    return {name: trained(name, options.run, job, pictures, work, say) for name in CONTROLS}
-
-
-def _about(name: str, place: Path, plan: Stage) -> Entry:
+def _about(name: str, place: Path) -> Entry:
     """What a stage was: its length, time (training steps only, as the log has them) and label-free validation."""
-    loaded = load_dinov3(place / MODEL)
+    loaded, plan = load_dinov3(place / MODEL), PretrainJob.load(place.parent).recipe.stages[place.name]
     return {
         "stage": name, "steps": plan.steps, "images": plan.images, "sides": list(plan.crops.global_sides),
         "gram": plan.objective.anchored, "minutes": trained_seconds(read_log(place / LOG)) / 60,
@@ -228,7 +220,7 @@ def main() -> None:
     typed = parser.parse_args()
     torch.set_num_threads(typed.threads)
     options = Options(
-        typed.run, typed.cache or typed.run / "decoded", typed.classify, typed.data, tuple(typed.sets),
+        typed.run, typed.cache or typed.run / CACHE, typed.classify, typed.data, tuple(typed.sets),
         typed.class_side, tuple(sorted(typed.sides)), DenseConfig(steps=typed.steps, rate=typed.rate, loss_side=112),
         typed.draws, typed.work,
     )  # fmt: skip

@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pretraining_text import LOW, NO_GRAM
+from pretraining_text import LOW, NO_GRAM, STAGES
 
 from lexitome.data.unlabelled import Pictures
 from lexitome.recipes.pretrain import PretrainRecipe
-from lexitome.recipes.pretrain_run import PretrainJob, begin, run_stages
+from lexitome.recipes.pretrain_run import PretrainJob, begin, open_source, run_stages
 from lexitome.recipes.run import MODEL, claimed
 from lexitome.training.pretrain import Ramp, Refresh
 
@@ -34,23 +34,30 @@ def changed(recipe: PretrainRecipe, control: str) -> PretrainRecipe:
     return replace(recipe, stage3=replace(recipe.stage3, crops=recipe.stage2.crops))
 
 
-def trained(
-    control: str, run: Path, job: PretrainJob, pictures: Sequence[Pictures], work: Path, say: Callable[[str], None]
-) -> Path:
-    """Train a control that is not trained yet, or go on with it; the folder of its stage.
+def trained(run: Path, job: PretrainJob, cache: Path, work: Path, say: Callable[[str], None]) -> dict[str, Path]:
+    """Train the controls that are not trained yet, or go on with them; name to the folder of its stage.
 
     Args:
-        run: the finished run of `job`, whose earlier stages it begins with.
+        run: the finished run of `job`, whose earlier stages they begin with.
+        cache: decoded pictures of the run.
         work: of all controls, each has a folder of its own.
     """
-    folder, stage = work / control, STAGE_OF[control]
-    if not (folder / stage / MODEL).is_dir():
-        with claimed(folder):
-            own = PretrainJob(changed(job.recipe, control), job.data)
-            for before in job.recipe.stages:
-                if before < stage and not (folder / before).exists():
-                    (folder / before).symlink_to((run / before).resolve(), target_is_directory=True)
-            own, weights = begin(own, folder, say)
-            own.save(folder)
-            run_stages(own, pictures, folder, say, weights)
-    return folder / stage
+    places = {name: work / name / stage for name, stage in STAGE_OF.items()}
+    if missing := [name for name, place in places.items() if not (place / MODEL).is_dir()]:
+        pictures = open_source(job, cache, say)
+        for name in missing:
+            _train(name, run, job, pictures, work / name, say)
+    return places
+
+
+def _train(
+    control: str, run: Path, job: PretrainJob, pictures: Sequence[Pictures], folder: Path, say: Callable[[str], None]
+) -> None:
+    with claimed(folder):
+        own = PretrainJob(changed(job.recipe, control), job.data)
+        for before in STAGES[: STAGES.index(STAGE_OF[control])]:
+            if not (folder / before).exists():
+                (folder / before).symlink_to((run / before).resolve(), target_is_directory=True)
+        own, weights = begin(own, folder, say)
+        own.save(folder)
+        run_stages(own, pictures, folder, say, weights)

@@ -9,7 +9,7 @@ from provenance import Entry
 RANDOM = "random weights"
 STAGES = ("stage1", "stage2", "stage3")
 DENSE = "segment"
-NO_GRAM, LOW = CONTROLS = ("no-gram", "low-resolution")
+NO_GRAM, LOW = "no-gram", "low-resolution"
 """What stage 2 and stage 3 are compared with, see `pretraining_controls`."""
 PAIRS = (("stage3", RANDOM), ("stage1", RANDOM), ("stage2", "stage1"), ("stage3", "stage2"))
 """(later, earlier) of each comparison."""

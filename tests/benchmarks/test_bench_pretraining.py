@@ -52,7 +52,7 @@ def test_every_stage_is_probed_and_nothing_twice(run: Path, classes: Path, annot
     result = bench.measure(asked, out, document, lambda line: None)
     rows = {(row["encoder"], row["task"], row["side"], row.get("features")) for row in result["rows"]}
     assert len(rows) == len(result["rows"]) == 4 * 2 * 2 + 6 * 2  # probes x features, and sides
-    assert {stage["stage"] for stage in result["pretrained"]} == {*text.STAGES, *text.CONTROLS}
+    assert {stage["stage"] for stage in result["pretrained"]} == {*text.STAGES, *controls.STAGE_OF}
     assert len({stage["sha256"] for stage in result["pretrained"]}) == 5
     assert len(result["differences"]) == len(text.PAIRS) * 2 * (2 + 2) + len(text.CONTROLLED) * 2 * 2
     for each in result["differences"]:
@@ -87,7 +87,7 @@ def test_runs_that_do_not_fit(run: Path, tmp_path: Path) -> None:
 
 def test_a_control_differs_in_what_its_stage_is_about(run: Path) -> None:
     recipe = PretrainJob.load(run).recipe
-    bare, low = (controls.changed(recipe, name) for name in text.CONTROLS)
+    bare, low = (controls.changed(recipe, name) for name in controls.STAGE_OF)
     assert list(bare.stages) == ["stage1", "stage2"] and list(low.stages) == list(recipe.stages)
     assert recipe.stage2.objective.anchored and not bare.stage2.objective.keeps_gram
     assert replace(bare.stage2, objective=recipe.stage2.objective) == recipe.stage2

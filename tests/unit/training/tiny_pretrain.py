@@ -108,7 +108,7 @@ def pretrained(folder: Path, data: Path | None = None) -> Path:
     first, gram = tiny_stage(2, 4), tiny_stage(2, 4, gram=1.0)
     high = replace(gram.crops, global_sides=(48,), gram_sides=(96,))
     recipe = tiny_recipe(first, stage2=gram, stage3=replace(gram, crops=high, student_from="teacher"))
-    job, weights = begin(PretrainJob(recipe, (str(data),)), folder, str)
+    job, weights = begin(PretrainJob(recipe, (str(data or "drawn"),)), folder, str)
     job.save(folder)
     pictures = [Drawn()] if data is None else open_source(job, folder / "decoded", str)
     run_stages(job, pictures, folder, str, weights)

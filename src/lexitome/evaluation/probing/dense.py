@@ -26,7 +26,7 @@ from lexitome.data.dataset import UNKNOWN_CODE
 from lexitome.data.features import Features
 from lexitome.evaluation.probing.outlines import outline_scores, pixel_counts
 from lexitome.evaluation.statistics import DRAWS
-from lexitome.models.dinov3.decoders import DecoderName, Linear, SegDino, build_decoder
+from lexitome.models.dinov3.decoders import DecoderName, Linear, SegDino, build_decoder, enlarged
 
 _IGNORED = -100
 Entry = dict[str, Any]
@@ -130,9 +130,7 @@ class _Head(nn.Module):
 
     def forward(self, maps: Tensor, side: int) -> Tensor:
         if isinstance(self.decoder, Linear | SegDino):
-            logits = self.decoder.coarse([maps])
-            whole = [round(cells * self.decoder.patch * side / self.side) for cells in logits.shape[-2:]]
-            return F.interpolate(logits, whole, mode="bilinear")[..., :side, :side]
+            return enlarged(self.decoder.coarse([maps]), self.decoder.patch * side / self.side, (side, side))
         logits = self.decoder([maps], (self.side, self.side))
         return logits if side == self.side else F.interpolate(logits, (side, side), mode="bilinear")
 

@@ -99,7 +99,7 @@ class Linear(nn.Module):
         self.head = nn.Conv2d(channels, outputs, 1)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        return _enlarged(self.coarse(maps), self.patch, size)
+        return enlarged(self.coarse(maps), self.patch, size)
 
     def coarse(self, maps: Sequence[Tensor]) -> Tensor:
         """(N, K, h, w): a logit of each patch."""
@@ -123,7 +123,7 @@ class SegDino(nn.Module):
         self.head = nn.Conv2d(width * taps, outputs, 1)
 
     def forward(self, maps: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        return _enlarged(self.coarse(maps), self.patch, size)
+        return enlarged(self.coarse(maps), self.patch, size)
 
     def coarse(self, maps: Sequence[Tensor]) -> Tensor:
         """(N, K, h, w): a logit of each patch."""
@@ -168,9 +168,13 @@ def _beside(maps: Sequence[Tensor]) -> Tensor:
     return torch.cat(list(maps), -1).permute(0, 3, 1, 2)
 
 
-def _enlarged(logits: Tensor, patch: int, size: tuple[int, int]) -> Tensor:
-    """(N, K, h, w) to the picture's (N, K, H, W): a cell is a patch, whatever lies beyond the picture is cut."""
-    whole = [cells * patch for cells in logits.shape[-2:]]
+def enlarged(logits: Tensor, patch: float, size: tuple[int, int]) -> Tensor:
+    """(N, K, h, w) to the picture's (N, K, H, W): a cell is a patch, whatever lies beyond the picture is cut.
+
+    Args:
+        patch: side of a cell in pixels of the result.
+    """
+    whole = [round(cells * patch) for cells in logits.shape[-2:]]
     return F.interpolate(logits, whole, mode="bilinear")[..., : size[0], : size[1]]
 
 
